@@ -1,0 +1,40 @@
+# Everything that the project can be asked to do. `make demo` and `make test` need nothing but Python.
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHON
+
+.PHONY: help setup demo test test-slow check format bench-serve lock clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## make .venv from the lock files; does nothing when it is up to date
+	@requirements/setup.sh
+
+demo: setup  ## train the demo bundle if it is missing and serve it; ONCE=1 evaluates it and ends
+	@$(BIN)/meet demo $(if $(ONCE),--once)
+
+test: setup  ## every test that needs no GPU and is not long
+	@$(BIN)/python -m pytest
+
+test-slow: setup  ## the long tests
+	@$(BIN)/python -m pytest -m slow
+
+check: setup  ## format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup  ## format and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench-serve: setup  ## what control costs, as ratios; JSON=FILE writes the figures
+	@$(BIN)/python tests/benchmarks/bench_serve.py $(if $(JSON),--json $(JSON))
+
+lock:  ## make the lock files anew (needs uv)
+	@requirements/lock.sh
+
+clean:  ## remove .venv and caches
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

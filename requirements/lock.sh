@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Makes cpu.lock and cuda.lock anew from the .in files (Linux, x86-64, Python 3.11 to 3.13). Needs uv.
+set -euo pipefail
+cd "$(dirname "$0")"
+compile() {  # compile NAME [more arguments]
+  local name=$1
+  shift
+  uv pip compile "$name.in" --override "$name-overrides.txt" --python-version 3.11 \
+    --python-platform x86_64-manylinux_2_28 --generate-hashes --no-header --no-annotate --quiet \
+    --output-file "$name.lock" "$@"
+}
+# FIND_LINKS or the index below must hold torch's CPU build. It is not in the lock itself: PyTorch's index and a
+# mirror may hold different files of the same version, so setup.sh installs it by version alone.
+compile cpu ${FIND_LINKS:+--find-links "$FIND_LINKS"} --extra-index-url https://download.pytorch.org/whl/cpu \
+  --no-emit-package torch
+compile cuda

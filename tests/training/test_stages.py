@@ -1,0 +1,242 @@
+"""Both stages on a tiny model: what moves and what does not, killed and resumed, alone and together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from meet_bundle import Bundle, BundleError, Probe, open_bundle
+from meet_training.config import TrainConfig
+from meet_training.data.forms import load_examples
+from meet_training.errors import TrainingError
+from meet_training.run import Run, train
+from meet_training.stages.machine import choose_device, cpu_is_fast_at_bf16
+from meet_training.stages.optimise import Curve, TrainProgress, rate
+
+
+@pytest.fixture
+def make_config(tiny_base: Path, preference_file: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    def make(**more: Any) -> TrainConfig:
+        fields: dict[str, Any] = {
+            "name": "tiny",
+            "base": str(tiny_base),
+            "output": tmp_path / "bundle",
+            "data": [{"path": preference_file}],
+            "preferences": {
+                "short": {"axis": "length", "opposite": "long", "instruction": "Be brief."},
+                "long": {"axis": "length", "opposite": "short"},
+            },
+            "precision": "float32",
+            "stage1": {"epochs": 2, "batch_size": 2, "learning_rate": 0.02},
+            "stage2": {"epochs": 1, "batch_size": 2, "learning_rate": 0.001},
+            "tokens_per_pass": 256,
+        }
+        return TrainConfig.model_validate(fields | more)
+
+    return make
+
+
+def a_run(config: TrainConfig) -> Run:
+    return Run(config, Path(config.base), load_examples(config))
+
+
+def digests(bundle: Bundle) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
+
+
+def test_stage_1_leaves_every_weight_of_the_model_bit_identical(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    run = a_run(make_config())
+    used: list[Any] = []
+    load = run.load_model
+    run.load_model = lambda dtype: used.append(load(dtype)) or used[-1]  # type: ignore[method-assign, func-returns-value]
+    state = run.stage1()
+    before = {f".{name}": tensor for name, tensor in load(torch.float32).state_dict().items()}
+    after = {f".{name}".replace(".base.", "."): tensor for name, tensor in used[0].state_dict().items()}
+    assert before.keys() <= after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+    assert all(tensor.count_nonzero() for tensor in state.values())
+
+
+def test_stage_2_moves_the_model_and_every_control(make_config: Callable[..., TrainConfig]) -> None:
+    run = a_run(make_config())
+    state = run.stage1()
+    model, controls = run.stage2(state)
+    assert all(not torch.equal(tensor, state[name]) for name, tensor in controls.state().items())
+    controls.detach(model)
+    base = run.load_model(torch.float32).state_dict()
+    moved = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, base[name])]
+    assert moved == list(base)
+
+
+def test_both_stages_learn(make_config: Callable[..., TrainConfig]) -> None:
+    run = a_run(
+        make_config(
+            stage1={"epochs": 8, "batch_size": 6, "learning_rate": 0.02},
+            stage2={"epochs": 6, "batch_size": 6, "learning_rate": 0.001},
+        )
+    )
+    run.both_stages()
+    for stage in ("stage1", "stage2"):
+        for losses in run.curves[stage].losses.values():
+            assert losses[-1] < losses[0]
+    assert max(run.curves["stage2"].losses["short"]) < run.curves["stage1"].losses["short"][0]
+
+
+def test_controls_trained_together_equal_each_trained_alone(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    together = a_run(config).stage1()
+    examples = load_examples(config)
+    for label in ("short", "long"):
+        alone_config = make_config(preferences={label: {"axis": "length"}})
+        alone = Run(alone_config, Path(config.base), {label: examples[label]}).stage1()
+        for name, tensor in alone.items():
+            torch.testing.assert_close(tensor, together[name], atol=2e-5, rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bundle_and_another_does_not(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    first, second = (train(make_config(output=tmp_path / name)) for name in ("a", "b"))
+    assert (first.path / "meet.json").read_bytes() == (second.path / "meet.json").read_bytes()
+    other = train(make_config(output=tmp_path / "c", seed=1))
+    assert digests(first).keys() == digests(other).keys()
+    assert digests(first)["model/model.safetensors"] != digests(other)["model/model.safetensors"]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, stage: str
+) -> None:
+    undisturbed = train(make_config(output=tmp_path / "undisturbed"))
+    config = make_config(checkpoint_every_s=0)
+
+    def kill(progress: TrainProgress) -> None:
+        if progress.stage == stage and progress.step == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, on_progress=kill)
+    assert not config.output.exists()
+    assert not list(tmp_path.glob("**/meet.json")) or list(tmp_path.glob("**/meet.json")) == [
+        undisturbed.path / "meet.json"
+    ]
+    seen: list[tuple[str, int]] = []
+    resumed = train(config, on_progress=lambda p: seen.append((p.stage, p.step)))
+    assert seen[0] == (stage, 3)
+    assert digests(resumed) == digests(undisturbed)
+    ours, theirs = (json.loads((b.path / "report/training.json").read_text()) for b in (resumed, undisturbed))
+    assert ours["losses"] == theirs["losses"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_checkpoint_of_another_run_is_not_taken(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(checkpoint_every_s=0)
+
+    def kill(progress: TrainProgress) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(config, on_progress=kill)
+    seen: list[int] = []
+    train(make_config(seed=1), on_progress=lambda p: seen.append(p.step))
+    assert seen[0] == 1
+
+
+def test_the_bundle_loads_piece_by_piece_and_its_probes_are_true(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    bundle = train(make_config())
+    assert AutoTokenizer.from_pretrained(bundle.model_path).chat_template
+    for preference in bundle.manifest.preferences:
+        probe = preference.probe
+        plain = AutoModelForCausalLM.from_pretrained(bundle.model_path, dtype=torch.float32)
+        assert logprobs_of(plain, probe) == pytest.approx(probe.uncontrolled, abs=1e-4)
+        controlled = PeftModel.from_pretrained(plain, str(bundle.control_path(preference.name)))
+        assert logprobs_of(controlled, probe) == pytest.approx(probe.controlled, abs=1e-4)
+        assert probe.controlled != pytest.approx(probe.uncontrolled, abs=1e-3)
+        assert preference.trained_examples == 6
+
+
+def logprobs_of(model: Any, probe: Probe) -> list[float]:
+    logprobs = model(torch.tensor([probe.token_ids])).logits[0].log_softmax(-1)
+    return [logprobs[i - 1, probe.token_ids[i]].item() for i in range(probe.start, len(probe.token_ids))]
+
+
+def test_nothing_is_written_where_the_output_exists(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config()
+    config.output.mkdir()
+    with pytest.raises(BundleError, match=r"output: .* exists"):
+        train(config)
+    assert list(config.output.iterdir()) == []
+    train(config, replace=True)
+    open_bundle(config.output)
+
+
+def test_what_cannot_be_trained_is_refused_before_any_work(
+    make_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertModel
+
+    bert = BertModel(BertConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    bert.save_pretrained(tmp_path / "bert")
+    mistakes = {
+        str(tmp_path / "bert"): "is no causal language model .its architecture is BertModel",
+        str(tmp_path / "nowhere"): "is no model folder, hub name or smollm2-135m",
+    }
+    for base, message in mistakes.items():
+        with pytest.raises(TrainingError, match=message):
+            train(make_config(base=base))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_by_name() -> None:
+    curve = Curve()
+    curve.add("short", 1.0)
+    with pytest.raises(TrainingError, match="the loss of 'short' became nan at its step 1"):
+        curve.add("short", float("nan"))
+
+
+def test_the_learning_rate_rises_then_falls() -> None:
+    assert [round(rate(i, 10, 0.2), 3) for i in range(10)] == [
+        0.5,
+        1,
+        1,
+        0.875,
+        0.75,
+        0.625,
+        0.5,
+        0.375,
+        0.25,
+        0.125,
+    ]
+    assert rate(0, 1, 0.0) == 1.0
+
+
+def test_bf16_is_chosen_by_what_the_processor_says(tmp_path: Path) -> None:
+    for flags, fast in (("fpu avx512f avx512_bf16 sse", True), ("fpu amx_bf16", True), ("fpu avx2", False)):
+        (tmp_path / "cpuinfo").write_text(f"processor: 0\nflags : {flags}\n")
+        assert cpu_is_fast_at_bf16(tmp_path / "cpuinfo") is fast
+    assert cpu_is_fast_at_bf16(tmp_path / "none") is False
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_is_refused_where_there_is_none() -> None:
+    with pytest.raises(TrainingError, match="device: 'cuda' was asked for"):
+        choose_device("cuda")

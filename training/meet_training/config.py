@@ -1,0 +1,206 @@
+"""What a training run is told: one frozen model per concern, every field with its unit and default.
+
+Reads YAML and `a.b=c` overrides. Knows no torch and opens no data file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from meet_bundle.manifest import check_label
+from meet_training.errors import TrainingError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ColumnNames(_Section):
+    """Which field of a row holds what. A row has either a prompt or messages."""
+
+    prompt: str = "prompt"
+    messages: str = "messages"
+    reply: str = "reply"
+    preference: str = "preference"
+
+
+class DataConfig(_Section):
+    """One file of pointwise preference data: a prompt, a reply and the preference that the reply shows."""
+
+    path: Path = Field(description="JSON or JSON Lines, gzipped or not; relative to the configuration file")
+    columns: ColumnNames = ColumnNames()
+    where: dict[str, Any] = Field(
+        default_factory=dict, description="keep only rows whose field has this value, or one of these values"
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="label in the file -> preference; where given, rows with other labels are left out",
+    )
+
+
+class PreferenceConfig(_Section):
+    """What the manifest will say of a preference."""
+
+    axis: str = Field(description="what it moves along: `length`, `format`")
+    opposite: str | None = Field(default=None, description="the preference at the other end of the axis")
+    description: str = ""
+    aliases: tuple[str, ...] = ()
+    instruction: str | None = Field(
+        default=None, description="the sentence that asks a plain model for it; evaluation compares with that"
+    )
+
+
+class LoraConfig(_Section):
+    """One LoRA adapter per preference, all with the same frozen A, each with its own B."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1, le=512)
+    alpha: float = Field(default=16.0, gt=0, description="the adapter adds alpha / rank x B A")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="suffixes of the linear layers to adapt, the output layer left out"
+    )
+
+
+class Stage1Config(_Section):
+    """Controls alone are tuned; the language model is frozen."""
+
+    epochs: float = Field(default=2.0, ge=0, description="passes over each preference's examples")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak, on B")
+    batch_size: int = Field(default=4, ge=1, description="examples of each control per step")
+    warmup_share: float = Field(default=0.1, ge=0, le=1, description="share of steps over which it rises")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient norm of one control is clipped to it")
+
+
+class Stage2Config(_Section):
+    """The language model is fine-tuned together with its controls."""
+
+    epochs: float = Field(default=1.0, ge=0)
+    learning_rate: float = Field(default=3e-5, gt=0, description="peak, on the language model")
+    control_learning_rate: float = Field(default=3e-5, gt=0, description="peak, on B")
+    batch_size: int = Field(default=4, ge=1, description="examples of each control per step")
+    warmup_share: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0, description="on the language model")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="of the model, and of each control, apart")
+
+
+class TrainConfig(_Section):
+    """A whole run: data, controls, both stages, and the bundle to write."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="model name that clients ask for")
+    base: str = Field(description="`smollm2-135m`, a folder or a hub name")
+    output: Path = Field(description="the bundle's folder; relative to the working directory")
+    data: tuple[DataConfig, ...] = Field(min_length=1)
+    preferences: dict[str, PreferenceConfig] = Field(min_length=1)
+    default: str | None = Field(default=None, description="preference of a request that names none")
+    verbosity: dict[str, str] = Field(default_factory=dict, description="OpenAI's `verbosity` -> preference")
+    effort: dict[str, str] = Field(default_factory=dict, description="Anthropic's `effort` -> preference")
+    controls: LoraConfig = LoraConfig()
+    stage1: Stage1Config = Stage1Config()
+    stage2: Stage2Config = Stage2Config()
+    examples_per_preference: int | None = Field(default=None, ge=1, description="take no more; drawn by the seed")
+    max_length: int = Field(default=1024, ge=8, description="tokens of prompt and reply; longer ones are left out")
+    tokens_per_pass: int = Field(default=1024, ge=8, description="tokens in one pass over the model")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the arithmetic; auto takes bfloat16 where the machine is fast at it"
+    )
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every_s: float = Field(default=300.0, ge=0, description="seconds between checkpoints")
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _labels_hang_together(self) -> Self:
+        known = ", ".join(sorted(self.preferences))
+        for label in self.preferences:
+            check_label(label)
+        named = {
+            "default": [self.default] if self.default is not None else [],
+            "verbosity": list(self.verbosity.values()),
+            "effort": list(self.effort.values()),
+        }
+        named |= {
+            f"preferences.{label}.opposite": [preference.opposite]
+            for label, preference in self.preferences.items()
+            if preference.opposite is not None
+        }
+        named |= {f"data.{i}.labels": list(data.labels.values()) for i, data in enumerate(self.data)}
+        for field, labels in named.items():
+            for label in labels:
+                if label not in self.preferences:
+                    raise ValueError(f"{field} names {label!r}; the preferences are {known}")
+        return self
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Reads a configuration; `overrides` are `stage1.epochs=3` and the like, their values read as YAML.
+
+    Paths of data are taken relative to the file. Raises TrainingError naming file, field and value.
+    """
+    content = read_yaml(path)
+    for override in overrides:
+        _apply(content, override)
+    try:
+        config = TrainConfig.model_validate(content)
+    except ValidationError as error:
+        raise TrainingError(f"{path}: {describe(error)}") from None
+    data = tuple(d.model_copy(update={"path": path.parent / d.path}) for d in config.data)
+    return config.model_copy(update={"data": data})
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises TrainingError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise TrainingError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
+    return content
+
+
+def describe(error: ValidationError) -> str:
+    """Every mistake of a configuration on one line: field, value, what is allowed."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        field = ".".join(str(part) for part in mistake["loc"])
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif mistake["type"] not in ("missing", "value_error"):
+            message = f"{message}, not {mistake['input']!r}"
+        lines.append(f"{field}: {message}" if field else message)
+    return "; ".join(lines)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise TrainingError(f"override {override!r}: expected field=value, for example stage1.epochs=3")
+    *parents, last = key.split(".")
+    place: Any = content
+    for parent in parents:
+        place = place.setdefault(parent, {}) if isinstance(place, dict) else _item(place, parent, override)
+    if isinstance(place, list):
+        place[_index(place, last, override)] = yaml.safe_load(value)
+    elif isinstance(place, dict):
+        place[last] = yaml.safe_load(value)
+    else:
+        raise TrainingError(f"override {override!r}: {'.'.join(parents)} is a value, it has no fields")
+
+
+def _item(place: Any, key: str, override: str) -> Any:
+    if isinstance(place, list):
+        return place[_index(place, key, override)]
+    raise TrainingError(f"override {override!r}: {key!r} stands under a value, it has no fields")
+
+
+def _index(place: list[Any], key: str, override: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise TrainingError(f"override {override!r}: {key!r} is no index of a list of {len(place)}")
+    return int(key)

@@ -1,0 +1,1 @@
+"""The two stages of MEET and the one loop that optimises both."""

@@ -1,0 +1,54 @@
+"""Where a run stands, on disk, so that a killed one goes on. Knows nothing of losses or models.
+
+A checkpoint is one file, replaced atomically, and belongs to one run: its key is the digest of the resolved
+configuration, the data and the base.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointFolder:
+    """The folder of one run's checkpoint, beside its output."""
+
+    def __init__(self, output: Path, key: str, every_s: float) -> None:
+        self._folder = output.parent / f".{output.name}.run"
+        self._key = key
+        self._every_s = every_s
+        self._last = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state last saved by this very run, or None."""
+        file = self._folder / "checkpoint.pt"
+        if not file.is_file():
+            return None
+        saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return saved["state"] if saved["key"] == self._key else None
+
+    def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Saves when the interval is over; `state` is called only then."""
+        if time.monotonic() - self._last >= self._every_s:
+            self.save(state())
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replaces the checkpoint: a kill at any moment leaves the old one or the new one."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._folder / "checkpoint.pt.partial"
+        with partial.open("wb") as file:
+            torch.save({"key": self._key, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._folder / "checkpoint.pt")
+        self._last = time.monotonic()
+
+    def remove(self) -> None:
+        """Called when the bundle is written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
