@@ -1,0 +1,184 @@
+"""Asks an OpenAI-compatible endpoint for replies, and remembers them so that an interrupted run goes on.
+
+Knows nothing of what is kept: it turns prompts and recipes into requests, and requests into samples.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from openai import AsyncOpenAI, OpenAIError
+from openai.types.chat import ChatCompletionMessageParam
+
+from meet_training.data.generate_config import GenerateConfig, PreferenceRecipe
+from meet_training.data.selection import Sample
+from meet_training.errors import TrainingError
+
+REQUEST_TIMEOUT_S = 1800.0
+"""A slow machine with a full queue needs minutes for one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, and what it is about where that is known."""
+
+    text: str
+    subject: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt, asked in the way of one preference; `key` is a digest of all that decides its samples."""
+
+    key: str
+    prompt: str
+    preference: str
+    reply_start: str
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a request gave: samples in the endpoint's order, and how many tokens they took."""
+
+    samples: tuple[Sample, ...]
+    num_tokens: int
+
+
+def messages_for(prompt: str, recipe: PreferenceRecipe) -> list[ChatCompletionMessageParam]:
+    """The chat that asks for the preference: the instruction ends the user's message, or is the system's.
+
+    Where the recipe has a `reply_start`, an unfinished reply with it comes last.
+    """
+    messages: list[ChatCompletionMessageParam] = (
+        [{"role": "system", "content": recipe.instruction}, {"role": "user", "content": prompt}]
+        if recipe.where == "system"
+        else [{"role": "user", "content": f"{prompt} {recipe.instruction}"}]
+    )
+    if recipe.reply_start:
+        messages.append({"role": "assistant", "content": recipe.reply_start})
+    return messages
+
+
+def seed_for(seed: int, prompt: str, preference: str) -> int:
+    """A request's own seed, 0 to 2^31 - 1, from the run's seed, the prompt and the preference."""
+    digest = hashlib.sha256(json.dumps([seed, prompt, preference]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
+
+
+def request_for(config: GenerateConfig, prompt: str, preference: str) -> Request:
+    """The request that samples one prompt in the way of one preference."""
+    recipe = config.preferences[preference]
+    body: dict[str, Any] = {
+        "model": config.model,
+        "messages": messages_for(prompt, recipe),
+        "n": config.samples,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": recipe.max_tokens or config.max_tokens,
+        "seed": seed_for(config.seed, prompt, preference),
+    }
+    extensions = {"repetition_penalty": config.repetition_penalty, "min_p": config.min_p}
+    extra: dict[str, Any] = {name: value for name, value in extensions.items() if value is not None}
+    if recipe.reply_start:
+        extra |= {"add_generation_prompt": False, "continue_final_message": True}
+    if extra:
+        body["extra_body"] = extra
+    key = hashlib.sha256(json.dumps([preference, body], sort_keys=True).encode()).hexdigest()[:32]
+    return Request(key, prompt, preference, recipe.reply_start, body)
+
+
+def read_samples(path: Path) -> dict[str, Sampled]:
+    """Samples of an earlier run by request key; a last line that was cut off in writing is left out.
+
+    Raises TrainingError for any other line that is not a record of samples.
+    """
+    if not path.exists():
+        return {}
+    found: dict[str, Sampled] = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            samples = tuple(Sample(one["reply"], one["finish_reason"]) for one in record["samples"])
+            found[record["key"]] = Sampled(samples, record["num_tokens"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # no newline ends it: the run stopped while writing it
+                continue
+            raise TrainingError(f"{path}:{number}: is no record of samples; delete the line or the file") from error
+    return found
+
+
+def open_samples(path: Path) -> TextIO:
+    """The samples file, open for appending, after whole lines only."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        content = path.read_bytes()
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)
+    return path.open("a", encoding="utf-8")
+
+
+def record_of(request: Request, sampled: Sampled) -> str:
+    """One line of the samples file."""
+    record = {
+        "key": request.key,
+        "prompt": request.prompt,
+        "preference": request.preference,
+        "num_tokens": sampled.num_tokens,
+        "samples": [{"reply": one.reply, "finish_reason": one.finish_reason} for one in sampled.samples],
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+async def ask(client: AsyncOpenAI, request: Request) -> Sampled:
+    """Send one request. Raises TrainingError that names the endpoint and says what it answered."""
+    try:
+        answer = await client.chat.completions.create(**request.body)
+    except OpenAIError as error:
+        raise TrainingError(f"base_url {client.base_url}: {' '.join(str(error).split())}") from error
+    start = request.reply_start
+    samples = tuple(Sample(start + (one.message.content or ""), one.finish_reason) for one in answer.choices)
+    return Sampled(samples, answer.usage.completion_tokens if answer.usage else 0)
+
+
+@asynccontextmanager
+async def endpoint(config: GenerateConfig, base_url: str) -> AsyncIterator[AsyncOpenAI]:
+    """A client of the endpoint. Raises TrainingError where `api_key_env` names a variable that is not set."""
+    api_key = "unused" if config.api_key_env is None else os.environ.get(config.api_key_env)
+    if not api_key:
+        raise TrainingError(f"api_key_env = {config.api_key_env!r}: the variable is not set, or empty")
+    async with AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=REQUEST_TIMEOUT_S) as client:
+        yield client
+
+
+async def ask_all(
+    client: AsyncOpenAI, requests: Sequence[Request], concurrency: int
+) -> AsyncGenerator[tuple[Request, Sampled], None]:
+    """Answers as they come in, at most `concurrency` requests at once; the first failure ends the rest."""
+    slots = asyncio.Semaphore(concurrency)
+
+    async def ask_in_turn(request: Request) -> tuple[Request, Sampled]:
+        async with slots:
+            return request, await ask(client, request)
+
+    tasks = [asyncio.create_task(ask_in_turn(request)) for request in requests]
+    try:
+        for done in asyncio.as_completed(tasks):
+            yield await done
+    finally:
+        await _stop(tasks)
+
+
+async def _stop(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
