@@ -1,0 +1,1 @@
+"""One module a subcommand. Each imports click alone until it runs."""

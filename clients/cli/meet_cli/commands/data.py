@@ -1,0 +1,84 @@
+"""`meet data`: preference data from your own prompts. Knows how to get a model served, nothing of data."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meet_cli.extras import require, require_engine
+from meet_cli.figures import json_option, write_figures
+from meet_cli.local_server import free_port, plain_server_command, running_server
+from meet_cli.progress import duration, tell_step, telling
+
+if TYPE_CHECKING:
+    from meet_training.data.generate import Progress, Report
+    from meet_training.data.generate_config import GenerateConfig
+
+
+@click.group(short_help="Make preference data.", epilog="Example: meet data generate examples/demo/generate.yaml")
+def data() -> None:
+    """Make preference data."""
+
+
+@data.command(
+    short_help="Sample replies to your prompts, and keep the best.",
+    epilog="Example: meet data generate examples/demo/generate.yaml --json made.json -- --max-model-len 2048",
+)
+@click.argument("config", type=click.Path(path_type=Path), metavar="CONFIG.yaml")
+@click.argument("engine_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE_ARGUMENTS]")
+@json_option
+def generate(config: Path, engine_args: tuple[str, ...], json_file: Path | None) -> None:
+    """Sample replies to the prompts that CONFIG.yaml names and write the best of each preference.
+
+    The model that it names is served here for as long as it takes, with the engine arguments that follow
+    `--`; where it has a base_url, that endpoint is asked instead. A run that was interrupted goes on where
+    it stopped when the same command is given again.
+    """
+    require("training", "meet data generate")
+    from meet_training.data.generate_config import load_generate_config
+
+    loaded = load_generate_config(config)
+    with _endpoint(loaded, engine_args) as base_url:
+        report = _generate(loaded, base_url)
+    click.echo(report.table())
+    click.echo(f"{loaded.output}: {report.rows} rows")
+    write_figures(json_file, report.model_dump(mode="json"))
+
+
+@contextmanager
+def _endpoint(config: GenerateConfig, engine_args: tuple[str, ...]) -> Iterator[str]:
+    """Base URL of the endpoint that the configuration names, or of a server of our own for its model."""
+    if config.base_url is not None:
+        if engine_args:
+            raise click.UsageError("engine arguments are of no use where the configuration has a base_url")
+        yield config.base_url
+        return
+    require_engine("meet data generate, without a base_url in its configuration,")
+    from meet_training.base_model import resolve_base
+
+    model, port = resolve_base(config.model, on_step=tell_step), free_port()
+    command = plain_server_command(model, config.model, port, engine_args)
+    tell_step(f"starting a server for {config.model}")
+    with running_server(command, port, what=f"the server for {config.model}") as server:
+        yield f"{server.url}/v1"
+
+
+def _generate(config: GenerateConfig, base_url: str) -> Report:
+    from meet_training.data.generate import generate as generate_data
+
+    with telling() as tell:
+
+        def on_progress(progress: Progress) -> None:
+            tell("requests", progress.num_done, progress.num_requests, _words(progress))
+
+        return asyncio.run(generate_data(config, base_url, progress=on_progress))
+
+
+def _words(progress: Progress) -> str:
+    rate = progress.num_tokens / progress.elapsed_s if progress.elapsed_s else 0.0
+    return f"{rate:.0f} tokens/s, {duration(progress.elapsed_s)}"

@@ -1,0 +1,86 @@
+"""`meet train`: both stages to a bundle. Knows the words of the command line and nothing of training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from meet_cli.errors import CommandError
+from meet_cli.extras import require
+from meet_cli.figures import json_option, write_figures
+from meet_cli.progress import Tell, duration, tell_step, telling
+
+if TYPE_CHECKING:
+    from meet_bundle import Bundle
+    from meet_training.config import TrainConfig
+    from meet_training.stages.optimise import TrainProgress
+
+
+@click.command(
+    short_help="Train a bundle: both stages, resumable.",
+    epilog="Example: meet train examples/demo/train.yaml --stage1.epochs=3 --overwrite",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG.yaml [--a.b=c ...]")
+@click.option("--overwrite", is_flag=True, help="Replace the bundle that is already at the output.")
+@json_option
+def train(arguments: tuple[str, ...], overwrite: bool, json_file: Path | None) -> None:
+    """Train what CONFIG.yaml describes and write the bundle that it names.
+
+    Any field of the configuration can be set on the command line: --stage1.epochs=3. A run that was
+    interrupted goes on where it stopped when the same command is given again.
+    """
+    path, overrides = split_arguments(arguments)
+    require("training", "meet train")
+    from meet_training.config import load_config
+
+    bundle, figures = train_with_progress(load_config(path, overrides), overwrite=overwrite)
+    click.echo(f"{bundle.path}: {', '.join(p.name for p in bundle.manifest.preferences)}")
+    click.echo(f"serve it with: meet serve {bundle.path}")
+    write_figures(json_file, figures)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """The configuration's path, and the overrides as `a.b=c`. Raises click.UsageError."""
+    paths = [argument for argument in arguments if not argument.startswith("-")]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    for option in options:
+        if not option.startswith("--") or "=" not in option:
+            raise click.UsageError(f"no such option {option!r}; a field of the configuration is set as --a.b=c")
+    if len(paths) != 1:
+        found = ", ".join(paths) or "none"
+        raise click.UsageError(f"expected one CONFIG.yaml, found {found}; overrides are written --a.b=c")
+    return Path(paths[0]), [option.removeprefix("--") for option in options]
+
+
+def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tuple[Bundle, dict[str, Any]]:
+    """Trains, telling progress on stderr; returns the bundle, and figures of each stage for JSON.
+
+    Raises CommandError where there is a bundle that may not be replaced, and MeetError as training does.
+    """
+    if config.output.exists() and not overwrite:
+        raise CommandError(f"{config.output} exists; give --overwrite to replace it, or another --output=FOLDER")
+    from meet_training.run import train as train_bundle
+
+    last: dict[str, TrainProgress] = {}
+    started = time.monotonic()
+    with telling() as tell:
+
+        def on_progress(progress: TrainProgress) -> None:
+            last[progress.stage] = progress
+            _tell(tell, progress)
+
+        bundle = train_bundle(config, replace=overwrite, on_progress=on_progress, on_step=tell_step)
+    stages = [
+        {"stage": p.stage, "steps": p.num_steps, "loss": p.loss, "tokens_per_s": p.tokens_per_s} for p in last.values()
+    ]
+    return bundle, {"bundle": str(bundle.path), "seconds": time.monotonic() - started, "stages": stages}
+
+
+def _tell(tell: Tell, progress: TrainProgress) -> None:
+    words = f"loss {progress.loss:.3f}, {progress.tokens_per_s:.0f} tokens/s, {duration(progress.seconds_left)} left"
+    tell(progress.stage, progress.step, progress.num_steps, words)

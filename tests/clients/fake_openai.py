@@ -1,0 +1,132 @@
+"""A stand-in for a MEET server and for a plain one, on the standard library: `python fake_openai.py PORT`.
+
+Its replies are made from what was asked, so that tests can say what they must be: one word for `concise` or a
+message that ends with "Be short.", nine words for `detailed` or "Be long.", four otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+VERSIONS = {"concise": "a" * 12, "detailed": "b" * 12}
+NUM_WORDS = {"concise": 1, "detailed": 9, "none": 4}
+
+
+class FakeServer(ThreadingHTTPServer):
+    """Remembers the bodies and headers of the chat requests that it got."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.versions = dict(VERSIONS)
+        self.fail_after: int | None = None
+        self.breaks_off = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: FakeServer
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        pass
+
+    def do_GET(self) -> None:
+        answers: dict[str, Any] = {
+            "/health": {},
+            "/v1/models": {"object": "list", "data": [{"id": "fake", "object": "model", "created": 0}]},
+            "/v1/preferences": {
+                "object": "list",
+                "data": [
+                    {"id": name, "object": "preference", "axis": "length", "aliases": [], "opposite": None,
+                     "description": "", "version": version, "news": 1}
+                    for name, version in self.server.versions.items()
+                ],
+            },
+        }  # fmt: skip
+        if self.path in answers:
+            self.answer(200, answers[self.path])
+        else:
+            self.answer(404, {"error": {"message": f"no {self.path}", "code": "not_found"}})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.bodies.append(body)
+        self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
+        if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
+            self.answer(500, {"error": {"message": "out of order"}})
+            return
+        words = self.asked(body)
+        labels = [part.partition("=")[0] for part in words.split(",")]
+        unknown = [label for label in labels if label not in NUM_WORDS]
+        if unknown:
+            self.answer(400, {"error": {"message": f"{unknown[0]!r} is no preference", "code": "unknown_preference"}})
+        elif body.get("stream"):
+            self.stream(labels[0], words)
+        else:
+            self.answer(200, completion(text_for(labels[0], body)), {"X-Meet-Preference": words})
+
+    def asked(self, body: dict[str, Any]) -> str:
+        value = body.get("preference", self.headers.get("X-Meet-Preference"))
+        if isinstance(value, dict):
+            return ",".join(f"{name}={strength:g}" for name, strength in value.items())
+        return ",".join(value) if isinstance(value, list) else value or "none"
+
+    def answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def stream(self, label: str, words: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("X-Meet-Preference", words)
+        if self.server.breaks_off:
+            self.send_header("Content-Length", "1000000")
+        self.end_headers()
+        pieces = [f"{word} " for word in ["word"] * NUM_WORDS[label]]
+        for index, piece in enumerate(pieces):
+            finish = "stop" if index == len(pieces) - 1 else None
+            self.wfile.write(f"data: {json.dumps(chunk(piece, finish))}\n\n".encode())
+        if not self.server.breaks_off:
+            self.wfile.write(b"data: [DONE]\n\n")
+
+
+def text_for(label: str, body: dict[str, Any]) -> str:
+    message = body["messages"][-1]["content"]
+    if message.endswith("Be short."):
+        label = "concise"
+    if message.endswith("Be long."):
+        label = "detailed"
+    return " ".join(["word"] * NUM_WORDS[label])
+
+
+def completion(text: str) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 1, "completion_tokens": len(text.split()), "total_tokens": 1 + len(text.split())}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "fake", "choices": [choice], "usage": usage}
+
+
+def chunk(text: str, finish: str | None) -> dict[str, Any]:
+    choice = {"index": 0, "finish_reason": finish, "delta": {"content": text}}
+    return {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "fake", "choices": [choice]}
+
+
+if __name__ == "__main__":
+    with FakeServer(int(sys.argv[1])) as server:
+        server.serve_forever()

@@ -1,0 +1,80 @@
+"""meet-client against a fake server."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import openai
+import pytest
+
+from meet_client import DEFAULT, AsyncMeetClient, MeetClient, Preference, Reply
+
+
+def test_a_reply(server: Any) -> None:
+    with MeetClient(server.url) as client:
+        reply = client.chat("Why?", preference="concise", max_tokens=7)
+    assert isinstance(reply, Reply)
+    assert (reply.text, reply.applied, reply.finish_reason) == ("word", "concise", "stop")
+    assert reply.completion.choices[0].message.content == "word"
+    (body,) = server.bodies
+    assert body["preference"] == "concise"
+    assert body["max_tokens"] == 7
+    assert body["model"] == "fake"
+
+
+@pytest.mark.parametrize(
+    "preference", ["concise", ["concise", "detailed"], {"concise": 0.7, "detailed": 0.5}, None], ids=str
+)
+def test_every_form_of_preference_goes_over_the_wire_as_it_is(server: Any, preference: Any) -> None:
+    with MeetClient(server.url, model="toy") as client:
+        client.chat([{"role": "user", "content": "Why?"}], preference=preference, extra_body={"top_k": 3})
+    assert server.bodies[0]["preference"] == preference
+    assert server.bodies[0]["top_k"] == 3
+    assert server.bodies[0]["model"] == "toy"
+
+
+@pytest.mark.parametrize("given", [{}, {"preference": DEFAULT}])
+def test_the_default_is_no_field(server: Any, given: dict[str, Any]) -> None:
+    with MeetClient(server.url) as client:
+        client.chat("Why?", **given)
+    assert "preference" not in server.bodies[0]
+
+
+def test_a_stream_says_first_what_was_applied(server: Any) -> None:
+    with MeetClient(server.url) as client, client.chat("Why?", preference="detailed", stream=True) as pieces:
+        assert pieces.applied == "detailed"
+        assert list(pieces) == ["word "] * 9
+
+
+def test_preferences(server: Any) -> None:
+    with MeetClient(f"{server.url}/v1") as client:
+        concise, detailed = client.preferences()
+    assert isinstance(concise, Preference)
+    assert (concise.name, concise.axis, concise.version, concise.opposite) == ("concise", "length", "a" * 12, None)
+    assert concise.raw["news"] == 1
+    assert detailed.name == "detailed"
+
+
+def test_errors_are_those_of_the_sdk(server: Any) -> None:
+    with MeetClient(server.url) as client, pytest.raises(openai.BadRequestError, match="no preference") as caught:
+        client.chat("Why?", preference="terse")
+    assert caught.value.code == "unknown_preference"
+
+
+def test_asynchronous(server: Any) -> None:
+    async def talk() -> None:
+        async with AsyncMeetClient(server.url) as client:
+            reply = await client.chat("Why?", preference={"concise": 0.7})
+            assert (reply.text, reply.applied) == ("word", "concise=0.7")
+            async with await client.chat("Why?", preference="detailed", stream=True) as pieces:
+                assert pieces.applied == "detailed"
+                assert [piece async for piece in pieces] == ["word "] * 9
+            assert [preference.name for preference in await client.preferences()] == ["concise", "detailed"]
+
+    asyncio.run(talk())
+
+
+def test_the_sdks_own_client_is_there(server: Any) -> None:
+    with MeetClient(server.url) as client:
+        assert client.openai.models.list().data[0].id == "fake"
