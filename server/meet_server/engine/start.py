@@ -1,0 +1,207 @@
+"""From settings and a bundle to a running engine. Knows vLLM's arguments, not its symbols.
+
+Defaults are chosen here, in one list; whatever the user gives after `--` is appended and wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+from fastapi import FastAPI
+
+from meet_bundle import Bundle, LoraControls
+from meet_server.engine import plugin, releases
+from meet_server.errors import ServerError
+
+# What vLLM accepts for --max-lora-rank. A larger one than needed slows every request.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Adapters in one batch; each takes memory for its whole size whether used or not. More controls than
+# this are kept aside and take turns.
+MAX_LORAS = 16
+
+ENGINE_EXIT_S = 5
+
+# vLLM on CPUs would otherwise take nine tenths of the machine's memory for its KV cache.
+CPU_KV_TOKENS = 65_536
+CPU_KV_SHARE = 0.25
+CPU_KV_FALLBACK_BYTES = 1 << 30
+
+# Arguments of `vllm serve` that belong to its own server process, which is not running here.
+NOT_HERE = {
+    "host": "set the server's own host instead",
+    "port": "set the server's own port instead",
+    "uds": "the server listens on TCP",
+    "ssl_keyfile": "end TLS in front of the server",
+    "ssl_certfile": "end TLS in front of the server",
+    "headless": "the server always answers HTTP",
+    "grpc": "the server speaks HTTP",
+    "api_server_count": "there is one API process, since each would have its own controls",
+}
+
+
+def prepare_environment() -> None:
+    """Environment that vLLM reads when it is first imported: call before anything that imports it."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns at every fork
+
+
+def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
+    """Engine arguments for a bundle of LoRA controls. Raises ServerError for what cannot be served."""
+    manifest = bundle.manifest
+    if not isinstance(manifest.controls, LoraControls):
+        raise ServerError(f"{bundle.path}: its controls are soft prompts; this release serves LoRA controls only")
+    num = len(manifest.preferences)
+    defaults = _common_defaults(bundle.model_path, manifest.name, manifest.model_dtype)
+    defaults |= {
+        "enable-lora": [],
+        "max-loras": [min(num, MAX_LORAS)],
+        "max-lora-rank": [lora_rank(manifest.controls.rank)],
+        # Leaves embeddings and the output layer unwrapped where no control touches them.
+        "lora-target-modules": list(manifest.controls.target_modules),
+    }
+    args = _parse(defaults, engine_args)
+    if args.max_cpu_loras is None:
+        args.max_cpu_loras = max(num, args.max_loras)  # every control stays in memory
+    return args
+
+
+def plain_arguments(model: Path, name: str, engine_args: Sequence[str]) -> Namespace:
+    """The same defaults for a model folder without controls."""
+    defaults = _common_defaults(model, name, _dtype(_config(model)))
+    if releases.is_cpu():
+        # Adapters turn compilation off on CPUs. Here too: it was no faster, and starts slower.
+        defaults["enforce-eager"] = []
+    return _parse(defaults, engine_args)
+
+
+def lora_rank(rank: int) -> int:
+    """The tightest rank that vLLM has kernels for."""
+    for allowed in LORA_RANKS:
+        if rank <= allowed:
+            return allowed
+    raise ServerError(f"the controls have rank {rank}; vLLM serves up to {LORA_RANKS[-1]}")
+
+
+def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
+    """KV cache in bytes: room for CPU_KV_TOKENS tokens, or one full context, within a share of the memory.
+
+    `config` is the model's config.json, `memory` the machine's in bytes.
+    """
+    layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else None)
+    limit = int(memory * CPU_KV_SHARE)
+    if not layers or not kv_heads or not head_dim:
+        return min(CPU_KV_FALLBACK_BYTES, limit)
+    tokens = max(CPU_KV_TOKENS, config.get("max_position_embeddings") or 0)
+    per_token = 2 * layers * kv_heads * head_dim * (4 if dtype == "float32" else 2)
+    return min(int(tokens * per_token), limit)
+
+
+@contextmanager
+def running_engine(args: Namespace, *, worker_start: Literal["spawn", "fork"] = "spawn") -> Iterator[Any]:
+    """An AsyncLLM for these arguments, shut down whatever happens. Blocks until it is up."""
+    with _cpu_lora(args):
+        config = releases.engine_config(args)
+        if worker_start == "fork":
+            # Only now: on CPUs, making the configuration sets "spawn".
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        engine = releases.start_engine(config, args)
+    try:
+        yield engine
+    finally:
+        # vLLM's default of 0 kills its processes before they have let go of shared memory.
+        engine.shutdown(timeout=max(config.shutdown_timeout, ENGINE_EXIT_S))
+
+
+async def vllm_app(engine: Any, args: Namespace) -> FastAPI:
+    """vLLM's own app, complete with its state. Enter its lifespan before use."""
+    app = await releases.build_app(engine, args)
+    # vLLM's handler for a dead engine tells its server to stop. Ours watches the engine itself.
+    app.state.server = SimpleNamespace(should_exit=False)
+    return app
+
+
+@contextmanager
+def _cpu_lora(args: Namespace) -> Iterator[None]:
+    """Has the worker processes that start within use our LoRA on CPUs, where the engine is to have any."""
+    if not (args.enable_lora and releases.is_cpu()):
+        yield
+        return
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is not None and plugin.NAME not in allowed.split(","):
+        raise ServerError(f"VLLM_PLUGINS is {allowed!r}; it must name {plugin.NAME}, which corrects LoRA on CPUs")
+    if not releases.plugin_is_installed(plugin.NAME):
+        raise ServerError(
+            "MEET's vLLM plugin is not installed, and without it vLLM on CPUs mixes adapters up: "
+            "install the package with pip (`pip install -e .` in a checkout) instead of setting PYTHONPATH"
+        )
+    before = os.environ.get(plugin.SWITCH)
+    os.environ[plugin.SWITCH] = "1"
+    try:
+        plugin.register()  # forked workers inherit this process, in which plugins may be loaded already
+        yield
+    finally:
+        if before is None:
+            del os.environ[plugin.SWITCH]
+        else:
+            os.environ[plugin.SWITCH] = before
+
+
+Defaults = dict[str, list[Any]]
+"""Values of each argument by its name without the dashes."""
+
+
+def _common_defaults(model: Path, name: str, dtype: str) -> Defaults:
+    defaults: Defaults = {"model": [model], "served-model-name": [name], "dtype": [dtype], "no-use-tqdm-on-load": []}
+    if releases.is_cpu():
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        defaults["block-size"] = [32]
+        defaults["kv-cache-memory-bytes"] = [cpu_kv_bytes(_config(model), dtype, memory)]
+    return defaults
+
+
+def _parse(defaults: Defaults, engine_args: Sequence[str]) -> Namespace:
+    given = {
+        argument.partition("=")[0].removeprefix("--").replace("_", "-")
+        for argument in engine_args
+        if argument.startswith("--")
+    }
+    if "gpu-memory-utilization" in given:
+        given.add("kv-cache-memory-bytes")  # two ways to say one thing, of which the user chose the other
+    arguments: list[str] = []
+    for name, values in defaults.items():
+        if name not in given:
+            arguments += [f"--{name}", *map(str, values)]
+    args = releases.parse_arguments([*arguments, *engine_args])
+    untouched = releases.parse_arguments([])
+    for field, instead in NOT_HERE.items():
+        if getattr(args, field, None) != getattr(untouched, field, None):
+            raise ServerError(f"engine argument --{field.replace('_', '-')} has no effect here: {instead}")
+    return args
+
+
+def _config(model: Path) -> dict[str, Any]:
+    file = model / "config.json"
+    try:
+        config = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ServerError(f"{model} is no model folder: it has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise ServerError(f"{file} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ServerError(f"{file} holds no JSON object")
+    return config
+
+
+def _dtype(config: dict[str, Any]) -> str:
+    """What the weights are stored in. vLLM's `auto` would make bfloat16 of float32."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "auto")

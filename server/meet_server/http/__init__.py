@@ -1,0 +1,1 @@
+"""Where the words stand in a request, and the routes of our own. Knows the rooms below, never vLLM's symbols."""

@@ -1,0 +1,31 @@
+"""The one table from error codes to HTTP statuses, and OpenAI's error body. Nothing else knows statuses."""
+
+from __future__ import annotations
+
+from starlette.responses import JSONResponse
+
+from meet_server.errors import RequestError
+
+STATUSES: dict[str, int] = {
+    "invalid_preference": 400,
+    "unknown_preference": 400,
+    "conflicting_preferences": 400,
+    "strength_out_of_range": 400,
+    "unsupported_mix": 400,
+    "invalid_body": 400,
+    "preference_not_found": 404,
+    "model_not_found": 404,
+    "body_too_large": 413,
+    "engine_dead": 503,
+}
+
+
+def error_body(error: RequestError) -> dict[str, dict[str, str | None]]:
+    """OpenAI's `{"error": {"message", "type", "param", "code"}}`."""
+    kind = "invalid_request_error" if STATUSES[error.code] < 500 else "server_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def error_response(error: RequestError) -> JSONResponse:
+    """The reply to a request that cannot be served as asked."""
+    return JSONResponse(error_body(error), status_code=STATUSES[error.code])

@@ -1,0 +1,28 @@
+"""`GET /health/live`: the process answers. `GET /health/ready`: the engine behind it does too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+from starlette.responses import JSONResponse
+
+from meet_server.errors import RequestError
+from meet_server.http.errors import error_response
+
+
+def health_router(engine_is_dead: Callable[[], bool]) -> APIRouter:
+    """The two routes. The server listens only once every control is proved, so ready means proved too."""
+    router = APIRouter(prefix="/health", tags=["health"])
+
+    @router.get("/live")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @router.get("/ready", response_model=dict[str, str])
+    async def ready() -> dict[str, str] | JSONResponse:
+        if engine_is_dead():
+            return error_response(RequestError("engine_dead", "the engine has died; the server is about to exit"))
+        return {"status": "ready"}
+
+    return router

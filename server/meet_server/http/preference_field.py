@@ -1,0 +1,202 @@
+"""Pure-ASGI wrapper round the generating routes: finds and removes the preference of a request.
+
+It reads the body, takes out what is ours, resolves it and lets vLLM's app answer with the control in
+force. Streaming, errors and disconnects pass through untouched. It refuses to understand anything else
+in a body: what is no JSON object, or names a model that is not ours, is left for vLLM to answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from meet_server.errors import RequestError
+from meet_server.http.errors import error_response
+from meet_server.preferences import words
+from meet_server.preferences.resolve import Resolver
+from meet_server.preferences.words import Said
+from meet_server.registry.live import Applied, LiveControls, LoadedControl
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+PATHS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+
+Applying = Callable[[LoadedControl | None], AbstractContextManager[None]]
+
+
+class Disconnected(Exception):
+    """The client left while its body was being read."""
+
+
+class PreferenceField:
+    """The wrapper. `names` are what the base model is called; `applying` puts a control in force."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        resolver: Resolver,
+        live: LiveControls,
+        applying: Applying,
+        names: Iterable[str],
+        max_body_bytes: int,
+    ) -> None:
+        self._app = app
+        self._resolver = resolver
+        self._live = live
+        self._applying = applying
+        # Longest first, so that a name that holds a colon is not taken for a shorter one with a suffix.
+        self._names = sorted(names, key=len, reverse=True)
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = _generating_path(scope)
+        if path is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            body = await self._read(scope, receive)
+            applied, rewritten = self._take(path, Headers(scope=scope), body)
+        except Disconnected:
+            return
+        except RequestError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        if rewritten is not None:
+            body, scope = rewritten, _with_length(scope, len(rewritten))
+        receive = _replay(body, receive)
+        if applied is None:
+            await self._app(scope, receive, send)
+            return
+        with self._applying(applied.control):
+            await self._app(scope, receive, _announce(applied, send))
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length) > self._max_body_bytes:
+            raise self._too_large()
+        chunks, size, more = [], 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+            chunk = message.get("body", b"")
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > self._max_body_bytes:
+                raise self._too_large()
+            more = message.get("more_body", False)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _take(self, path: str, headers: Headers, body: bytes) -> tuple[Applied | None, bytes | None]:
+        """What to apply (None: not ours to say), and the body without our words (None: as it came)."""
+        request = _object(body)
+        suffix = None if request is None else self._suffix(request)
+        if request is None or suffix is None:
+            return None, None
+        applied = self._live.lookup(self._resolver.resolve(self._said(path, headers, request, suffix)))
+        name = self._listed_name(request.get("model"), suffix, applied)
+        if words.FIELD not in request and name == request.get("model"):
+            return applied, None
+        request.pop(words.FIELD, None)
+        if name is not None:
+            request["model"] = name
+        try:
+            return applied, json.dumps(request, separators=(",", ":")).encode()
+        except RecursionError:
+            raise RequestError("invalid_body", "the body is nested too deeply") from None
+
+    def _suffix(self, request: dict[str, Any]) -> str | None:
+        """What stands behind the model's name: "" for nothing, None where the model is not ours."""
+        model = request.get("model")
+        if model is None or model == "":
+            return ""
+        if isinstance(model, str):
+            for name in self._names:
+                if model == name:
+                    return ""
+                if model.startswith(f"{name}:"):
+                    return model[len(name) + 1 :]
+        return None
+
+    def _said(self, path: str, headers: Headers, request: dict[str, Any], suffix: str) -> list[Said]:
+        said = []
+        if words.FIELD in request:
+            said.append(Said(words.FIELD, words.from_field(request[words.FIELD])))
+        if suffix:
+            said.append(Said("model", words.from_model_suffix(suffix)))
+        if lines := headers.getlist(words.HEADER):
+            said.append(Said(words.HEADER, words.from_header(",".join(lines))))
+        if path == CHAT and (asked := self._resolver.from_verbosity(request.get("verbosity"))):
+            said.append(Said("verbosity", asked))
+        if path == RESPONSES and (asked := self._resolver.from_verbosity(_inner(request, "text", "verbosity"))):
+            said.append(Said("text.verbosity", asked))
+        if path == MESSAGES and (asked := self._resolver.from_effort(_inner(request, "output_config", "effort"))):
+            said.append(Said("output_config.effort", asked))
+        return said
+
+    def _listed_name(self, model: Any, suffix: str, applied: Applied) -> Any:
+        """The model's name as `/v1/models` lists it: an alias gives way to its preference's name."""
+        if not suffix:
+            return model
+        base = model[: -len(suffix) - 1]
+        return base if applied.control is None else f"{base}:{applied.control.name}"
+
+    def _too_large(self) -> RequestError:
+        return RequestError("body_too_large", f"the body is larger than {self._max_body_bytes} bytes")
+
+
+def _generating_path(scope: Scope) -> str | None:
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return None
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path if path in PATHS else None
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return request if isinstance(request, dict) else None
+
+
+def _inner(request: dict[str, Any], outer: str, inner: str) -> object:
+    value = request.get(outer)
+    return value.get(inner) if isinstance(value, dict) else None
+
+
+def _with_length(scope: Scope, length: int) -> Scope:
+    dropped = (b"content-length", b"transfer-encoding")
+    headers = [(key, value) for key, value in scope["headers"] if key.lower() not in dropped]
+    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once, and then whatever really comes: the disconnect."""
+    sent = False
+
+    async def replayed() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
+
+
+def _announce(applied: Applied, send: Send) -> Send:
+    """A `send` that adds the reply header, where the reply is no error."""
+
+    async def announcing(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] < 400:
+            MutableHeaders(scope=message)[words.HEADER] = str(applied)
+        await send(message)
+
+    return announcing

@@ -1,0 +1,1 @@
+"""Which controls there are: whether one may come in (`admission`), and which are loaded (`live`)."""

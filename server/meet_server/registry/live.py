@@ -1,0 +1,80 @@
+"""Which controls are loaded and proved. Knows neither the engine nor HTTP.
+
+An engine's integer id stands for one content for as long as the process lives: used again with other
+weights it would silently serve the old ones. So ids come from one counter and are never given twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from meet_bundle import Preference
+from meet_server.errors import RequestError
+from meet_server.preferences.resolve import Mix
+
+# vLLM numbers adapters that its own `--lora-modules` brings from 1 upwards; ours stay clear of them.
+_FIRST_ID = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedControl:
+    """One control as the engine knows it. `digest` is that of its files, `version` the short form of it."""
+
+    name: str
+    digest: str
+    id: int
+    path: Path
+
+    @property
+    def version(self) -> str:
+        return self.digest[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a request gets: the mix, and the control that realises it (None: uncontrolled)."""
+
+    mix: Mix
+    control: LoadedControl | None
+
+    def __str__(self) -> str:
+        """As the reply's header says it: `concise=1; version=0123456789ab`, or `none`."""
+        return str(self.mix) if self.control is None else f"{self.mix}; version={self.control.version}"
+
+
+class LiveControls:
+    """Controls by the name of their preference. A control is published only after it was proved."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(_FIRST_ID)
+        self._by_name: dict[str, LoadedControl] = {}
+
+    def number(self, preference: Preference, path: Path) -> LoadedControl:
+        """A control with an id of its own, not yet published."""
+        return LoadedControl(preference.name, preference.digest, next(self._ids), path.absolute())
+
+    def publish(self, control: LoadedControl) -> None:
+        """From now on requests get this control for its name."""
+        self._by_name[control.name] = control
+
+    def get(self, name: str) -> LoadedControl | None:
+        """The control of that preference, if it is loaded."""
+        return self._by_name.get(name)
+
+    def __iter__(self) -> Iterator[LoadedControl]:
+        return iter(self._by_name.values())
+
+    def lookup(self, mix: Mix) -> Applied:
+        """The control that realises a mix. Raises RequestError `unsupported_mix` where none does."""
+        if not mix.parts:
+            return Applied(mix, None)
+        if len(mix.parts) == 1 and mix.parts[0][1] == 1.0:
+            return Applied(mix, self._by_name[mix.parts[0][0]])
+        raise RequestError(
+            "unsupported_mix",
+            f"{mix} cannot be served: this release applies one preference, at strength 1",
+            param="preference",
+        )

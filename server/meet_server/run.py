@@ -1,0 +1,194 @@
+"""Runs a server until it is told to stop: socket, event loop, signals, and an eye on the engine.
+
+Knows no bundle and no controls. Importing it imports neither vLLM nor uvicorn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from meet_server.errors import ServerError
+from meet_server.settings import ServingSettings, Settings
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+Announce = Callable[[str], None]
+_WATCH_S = 0.5
+_OPEN_FILES = 65_536
+_LOGGER = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, *, announce: Announce | None = None) -> None:
+    """Serves a bundle until SIGTERM, on which it returns, or SIGINT, on which it raises KeyboardInterrupt.
+
+    Raises MeetError on one line where it cannot start (bundle, control, port) or the engine dies.
+    `announce` gets the line that says where it listens; standard output by default.
+    """
+    from meet_server.engine.start import prepare_environment
+
+    prepare_environment()
+    with bound_socket(settings.host, settings.port) as sock:
+        from meet_server.app import create_app
+
+        run(create_app(settings), sock, settings, announce or to_stdout)
+
+
+def run(app: FastAPI, sock: socket.socket, settings: ServingSettings, announce: Announce) -> None:
+    """Runs an app on a bound socket. Its lifespan sets `state.engine` and `state.example` (see `app`)."""
+    import uvloop
+
+    _raise_open_files_limit()
+    stopped_by: list[int] = []
+    try:
+        with _interrupted_while_starting(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(app, sock, settings, announce, stopped_by))
+    except _Interrupted as interrupted:
+        stopped_by.append(interrupted.number)
+    finally:
+        gc.unfreeze()  # vLLM freezes the heap; objects left in it have nanobind report leaks at exit
+    if signal.SIGINT in stopped_by:
+        raise KeyboardInterrupt
+
+
+class _Interrupted(SystemExit):
+    """A signal while starting. No KeyboardInterrupt, which vLLM's `zmq_socket_ctx` swallows (0.32, 0.33)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+@contextmanager
+def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound TCP socket, before anything slow starts. Raises ServerError where the address is not free."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise ServerError(f"cannot listen on {host}: {error.strerror}") from None
+    with socket.socket(family, kind, protocol) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            raise ServerError(
+                f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
+            ) from None
+        yield sock
+
+
+async def _serve(
+    app: FastAPI, sock: socket.socket, settings: ServingSettings, announce: Announce, stopped_by: list[int]
+) -> None:
+    # The lifespan is entered here and not by uvicorn, which would turn its errors into tracebacks.
+    async with app.router.lifespan_context(app):
+        server = _server(app, settings, lambda: announce(_ready_line(app, sock)))
+        _stop_on_signals(server, stopped_by)
+        watching = asyncio.create_task(_watch(app, server, stopped_by))
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            watching.cancel()
+        # Ctrl-C in a terminal reaches the engine's processes too, so that it may go first.
+        if app.state.engine.errored and not stopped_by:
+            raise ServerError("the engine has died, and the server with it; its own messages stand above")
+
+
+def _server(app: FastAPI, settings: ServingSettings, when_ready: Callable[[], None]) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            when_ready()
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Leaves signals alone: uvicorn raises them again when it ends, before the engine is shut down."""
+            yield
+
+    return Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=settings.shutdown_grace_s,
+        )
+    )
+
+
+def _ready_line(app: FastAPI, sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    messages = [{"role": "user", "content": "What is rain?"}]
+    example = json.dumps({**app.state.example, "max_tokens": 64, "messages": messages})
+    return f"ready: {url}  try: curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{example}'"
+
+
+async def _watch(app: FastAPI, server: uvicorn.Server, stopped_by: list[int]) -> None:
+    """Stops the server when the engine has died: a streaming reply would not."""
+    while not app.state.engine.errored:  # noqa: ASYNC110 - the client offers no event
+        await asyncio.sleep(_WATCH_S)
+    if not stopped_by:
+        _LOGGER.error("the engine has died")
+    server.should_exit = True
+
+
+def _stop_on_signals(server: uvicorn.Server, stopped_by: list[int]) -> None:
+    """The first signal lets requests end within the grace; a second cuts them off."""
+
+    def stop(number: int) -> None:
+        stopped_by.append(number)
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+
+
+@contextmanager
+def _interrupted_while_starting() -> Iterator[None]:
+    """Starting blocks the event loop for many seconds, in which only a plain handler is heard.
+
+    It raises where it stands, and the engine's context shuts down what was started.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        raise _Interrupted(number)
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _raise_open_files_limit() -> None:
+    """Each connection is an open file, and 1024, a common limit, is soon reached."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def to_stdout(line: str) -> None:
+    """Where `announce` goes unless told otherwise."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,55 @@
+"""One engine for all tests of the server: vLLM on a tiny bundle, its app on a real port.
+
+Fast start: forked workers, which need one OpenMP thread and a torch that knew so when it was imported;
+a small KV cache; no binding to a core, which other work may hold.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+_TORCH_CAN_FORK = "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS") == "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest  # noqa: E402
+from running_server import Server  # noqa: E402
+
+from meet_bundle import Manifest, open_bundle  # noqa: E402
+from meet_server.settings import Settings  # noqa: E402
+
+ENGINE_ARGS = ("--kv-cache-memory-bytes=67108864", "--max-num-seqs=64")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle: `concise` (alias `short`) and `detailed`, no default."""
+    from tiny_bundle import make_bundle
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make_bundle(tmp_path_factory.mktemp("server") / "tiny-bundle")
+
+
+@pytest.fixture(scope="session")
+def manifest(bundle: Path) -> Manifest:
+    return open_bundle(bundle).manifest
+
+
+@pytest.fixture(scope="session")
+def server(bundle: Path) -> Iterator[Server]:
+    """The one running server. Warnings of vLLM's start are its own affair."""
+    running = Server(
+        Settings(bundle=bundle, engine_args=ENGINE_ARGS, worker_start="fork" if _TORCH_CAN_FORK else "spawn")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        running.start()
+    yield running
+    running.stop()

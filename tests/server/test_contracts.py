@@ -1,0 +1,128 @@
+"""What is relied on in vLLM: if a release moves or changes it, this says what, before anything hangs."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from meet_server.engine import plugin, releases
+
+
+def parameters(function: object) -> set[str]:
+    return set(inspect.signature(function).parameters)  # type: ignore[arg-type]
+
+
+def test_where_things_are() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    assert parameters(build_app) >= {"args", "supported_tasks", "model_config"}
+    assert parameters(init_app_state) >= {"engine_client", "state", "args", "supported_tasks"}
+    assert parameters(AsyncLLM.from_vllm_config) >= {"vllm_config", "enable_log_requests", "disable_log_stats"}
+    assert parameters(AsyncLLM.generate) >= {"prompt", "sampling_params", "request_id", "lora_request"}
+    assert parameters(AsyncLLM.shutdown) >= {"timeout"}
+    assert hasattr(AsyncEngineArgs, "from_cli_args")
+    assert isinstance(AsyncLLM.errored, property)
+
+
+def test_the_engine_client_is_asked_for_generation_by_generate_alone() -> None:
+    """`add_request` and `encode` are not the seam; a serving class that used the first would go round us."""
+    from vllm.engine.protocol import EngineClient
+
+    assert "generate" in EngineClient.__abstractmethods__
+    assert "add_request" not in EngineClient.__abstractmethods__
+
+
+def test_arguments_that_are_set() -> None:
+    args = releases.parse_arguments(
+        ["--model=m", "--enable-lora", "--max-lora-rank=8", "--lora-target-modules", "a", "b"]
+    )
+    assert (args.model, args.lora_target_modules, args.max_lora_rank) == ("m", ["a", "b"], 8)
+
+
+def test_list_of_models_takes_entries() -> None:
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+
+    source = inspect.getsource(OpenAIServingModels)
+    assert "self.lora_requests: dict[str, LoRARequest] = {}" in source
+    assert "for lora in self.lora_requests.values()" in source
+
+
+def test_lora_request_and_the_prefix_cache_key() -> None:
+    from pathlib import Path
+
+    from vllm.v1.core import kv_cache_utils
+
+    request = releases.lora_request("concise@digest", 7, Path("/controls/concise"))
+    assert (request.lora_name, request.lora_int_id, request.lora_path) == ("concise@digest", 7, "/controls/concise")
+    # The digest in the name keeps blocks of an updated control apart.
+    assert "lora_request.lora_name" in inspect.getsource(kv_cache_utils._gen_lora_extra_hash_keys)
+
+
+def test_max_lora_ranks() -> None:
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    from meet_server.engine.start import LORA_RANKS
+
+    assert get_args(MaxLoRARanks) == LORA_RANKS
+
+
+def test_the_wrapper_that_is_replaced() -> None:
+    from vllm.lora.punica_wrapper import punica_selector
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from meet_server.engine.cpu_lora import DenseLora
+
+    assert "current_platform.get_punica_wrapper()" in inspect.getsource(punica_selector.get_punica_wrapper)
+    for name in ("update_metadata", "add_lora_linear", "add_lora_logits", "add_lora_embedding"):
+        assert callable(getattr(PunicaWrapperCPU, name))
+    for name in ("_apply_shrink", "_apply_expand"):
+        assert parameters(getattr(DenseLora, name)) == parameters(getattr(PunicaWrapperCPU, name))
+
+
+def test_setting_an_adapter_raises_the_version_of_its_stack() -> None:
+    """vLLM makes the stacks outside inference mode on CPUs, and writes them in place."""
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+    from vllm.platforms import current_platform
+
+    source = inspect.getsource(BaseLinearLayerWithLoRA)
+    assert "self.lora_a_stacked[s_index][index] = 0" in source
+    assert ".copy_(" in source
+    if current_platform.is_cpu():
+        assert current_platform.inference_mode.__func__ is not torch.inference_mode
+        with current_platform.inference_mode():
+            stack = torch.zeros(2, 1, 3, 4)
+        before = stack._version
+        stack[1, 0, :2, :2].copy_(torch.ones(2, 2))
+        assert stack._version > before
+
+
+def test_the_plugin_is_installed_where_workers_look() -> None:
+    (point,) = [p for p in entry_points(group=releases.PLUGINS_GROUP) if p.name == plugin.NAME]
+    assert point.load() is plugin.register
+
+
+def test_the_plugin_does_nothing_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("for CPUs")
+    platform = type(current_platform)
+    monkeypatch.setattr(platform, "get_punica_wrapper", platform.__dict__["get_punica_wrapper"])
+    stock = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
+    monkeypatch.setattr(platform, "get_punica_wrapper", classmethod(lambda _: stock))
+    monkeypatch.delenv(plugin.SWITCH, raising=False)
+    plugin.register()
+    assert current_platform.get_punica_wrapper() == stock
+    monkeypatch.setenv(plugin.SWITCH, "1")
+    plugin.register()
+    assert current_platform.get_punica_wrapper() == "meet_server.engine.cpu_lora.DenseLora"

@@ -1,0 +1,122 @@
+"""Starting, stopping and failing, in processes of their own round an app that has no engine."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import httpx
+import pytest
+
+from meet_bundle import BundleError
+from meet_server import plain, run
+from meet_server.errors import ServerError
+from meet_server.settings import Settings
+
+# An app whose lifespan ends with a line on standard output, as the engine's shutdown would.
+PROGRAM = """
+import asyncio, sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from fastapi import FastAPI
+from meet_server.errors import ServerError
+from meet_server.run import bound_socket, run, to_stdout
+from meet_server.settings import Settings
+
+@asynccontextmanager
+async def lifespan(app):
+    app.state.engine, app.state.example = SimpleNamespace(errored=False), {}
+    try:
+        yield
+    finally:
+        to_stdout("shut down")
+
+app = FastAPI(lifespan=lifespan)
+
+@app.post("/die")
+async def die():
+    app.state.engine.errored = True
+
+@app.get("/slow")
+async def slow():
+    await asyncio.sleep(60)
+
+settings = Settings(bundle=Path("x"), port=0, shutdown_grace_s=1)
+try:
+    with bound_socket(settings.host, settings.port) as sock:
+        run(app, sock, settings, to_stdout)
+except ServerError as error:
+    to_stdout(f"error: {error}")
+    sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+class Process:
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(PROGRAM)], stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line.startswith("ready: http://127.0.0.1:"), line
+        assert "curl" in line
+        self.url = line.split()[1]
+
+    def end(self) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, out
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_signals_end_it_cleanly(number: signal.Signals, status: int) -> None:
+    server = Process()
+    assert httpx.get(f"{server.url}/none").status_code == 404
+    server.process.send_signal(number)
+    assert server.end() == (status, "shut down\n")
+
+
+def test_a_request_that_does_not_end_is_cut_off_after_the_grace() -> None:
+    server = Process()
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{server.url}/slow", timeout=1)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end() == (0, "shut down\n")
+
+
+def test_a_dead_engine_ends_it_with_an_error() -> None:
+    server = Process()
+    httpx.post(f"{server.url}/die")
+    status, out = server.end()
+    assert status == 2
+    assert out == "shut down\nerror: the engine has died, and the server with it; its own messages stand above\n"
+
+
+def test_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"cannot listen on 127.0.0.1 port {port}: .*--port") as caught:
+            run.serve(Settings(bundle=tmp_path, port=port))
+    assert "\n" not in str(caught.value)
+
+
+def test_host_that_is_no_address(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match=r"cannot listen on no\.such\.host\.invalid"):
+        run.serve(Settings(bundle=tmp_path, host="no.such.host.invalid"))
+
+
+def test_no_bundle_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is no bundle"):
+        run.serve(Settings(bundle=tmp_path, port=0))
+
+
+def test_plain_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("vllm")
+    assert plain.main([str(tmp_path), "--name=base", "--port=0", "--", "--max-num-seqs=2"]) == 2
+    assert capsys.readouterr().err == f"{tmp_path} is no model folder: it has no config.json\n"

@@ -1,0 +1,163 @@
+"""A bundle small enough for every test run: a random two-layer Llama in float32 and two LoRA controls.
+
+Made here from nothing, tokenizer included, so that the tests need no download.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from meet_bundle import BaseModelSource, LoraControls, Manifest, Preference, Probe, seal, writing_bundle
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RANK, ALPHA = 8, 16.0
+NAMES = ("concise", "detailed")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+UNKNOWN_DIGEST = "0" * 64  # replaced when the bundle is sealed
+
+
+def make_bundle(target: Path, *, name: str = "tiny", default: str | None = None) -> Path:
+    """Writes the bundle and returns its folder."""
+    with writing_bundle(target) as folder:
+        tokenizer = make_tokenizer()
+        tokenizer.save_pretrained(folder / "model")
+        model = make_model(len(tokenizer))
+        model.save_pretrained(folder / "model")
+        preferences = [make_preference(folder, control, tokenizer) for control in NAMES]
+        seal(
+            folder,
+            Manifest(
+                name=name,
+                base=BaseModelSource(source="random"),
+                model_digest=UNKNOWN_DIGEST,
+                model_dtype="float32",
+                controls=LoraControls(rank=RANK, alpha=ALPHA, target_modules=TARGETS, shared_a=True),
+                preferences=tuple(preferences),
+                default=default,
+                verbosity={"low": "concise", "high": "detailed"},
+                effort={"low": "concise", "high": "detailed"},
+                files={},
+            ),
+        )
+    return target
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE on a few words, with a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=384,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["user assistant What is rain? Water that falls from clouds."] * 8, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        pad_token=SPECIAL[0],
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def make_model(vocab_size: int) -> LlamaForCausalLM:
+    """Random weights, large enough that log-probabilities are far from uniform."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,  # the smallest that vLLM's CPU attention knows
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(4)
+    return model
+
+
+def make_preference(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> Preference:
+    """A random control on the model in `folder`, and its probe. All controls have the same A."""
+    model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    prompt = chat_ids(tokenizer, "What is rain?")
+    reply = tokenizer("Water that falls from clouds.")["input_ids"]
+    uncontrolled = log_probs(model, prompt, reply)
+    torch.manual_seed(1)  # the same A for each control
+    controlled_model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))).eval()
+    torch.manual_seed(2 + NAMES.index(name))
+    with torch.no_grad():
+        for parameter_name, parameter in controlled_model.named_parameters():
+            if "lora_B" in parameter_name:
+                parameter.normal_(0, 0.1)
+    controlled_model.save_pretrained(folder / "controls" / name)
+    (folder / "controls" / name / "README.md").unlink(missing_ok=True)
+    return Preference(
+        name=name,
+        axis="length",
+        opposite=next(other for other in NAMES if other != name),
+        aliases=("short",) if name == "concise" else (),
+        path=f"controls/{name}",
+        digest=UNKNOWN_DIGEST,
+        trained_examples=1,
+        probe=Probe(
+            token_ids=(*prompt, *reply),
+            start=len(prompt),
+            controlled=log_probs(controlled_model, prompt, reply),
+            uncontrolled=uncontrolled,
+            dtype="float32",
+        ),
+    )
+
+
+def chat_ids(tokenizer: Any, message: str) -> list[int]:
+    """Token ids of a chat of one user message, ready for the reply."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return ids
+
+
+def log_probs(model: Any, prompt: Sequence[int], reply: Sequence[int]) -> tuple[float, ...]:
+    """ln p of each reply token, in nats."""
+    with torch.no_grad():
+        rows = model(torch.tensor([[*prompt, *reply]])).logits[0].log_softmax(-1)
+    return tuple(float(rows[len(prompt) - 1 + index, token]) for index, token in enumerate(reply))
+
+
+def reference_replies(bundle: Path, control: str | None, prompts: Sequence[str], num_tokens: int) -> list[list[int]]:
+    """Greedy replies of transformers, with PEFT where a control is named, as token ids."""
+    model: Any = LlamaForCausalLM.from_pretrained(bundle / "model", dtype=torch.float32)
+    if control is not None:
+        model = PeftModel.from_pretrained(model, bundle / "controls" / control)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(bundle / "model")
+    replies = []
+    for prompt in prompts:
+        ids = torch.tensor([chat_ids(tokenizer, prompt)])
+        out = model.eval().generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens
+        )
+        replies.append(out[0, ids.shape[1] :].tolist())
+    return replies
