@@ -93,3 +93,25 @@ async def until(condition: Any, timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         await asyncio.sleep(0.005)
+
+
+def test_seeded_requests_whose_prompts_are_read_in_pieces_are_answered_alike(server: Server) -> None:
+    """In vLLM 0.32 on a CPU the first of these ends the engine."""
+    body = {
+        "messages": [{"role": "user", "content": "rain and snow " * 25}],
+        "seed": 7,
+        "temperature": 1,
+        "max_tokens": 8,
+        "return_token_ids": True,
+    }
+
+    async def run() -> list[list[int]]:
+        limits = httpx.Limits(max_connections=48)
+        async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
+            bodies = [body | {"preference": ("concise", None)[i % 2], "cache_salt": f"salt-{i}"} for i in range(48)]
+            replies = await asyncio.gather(*(client.post("/v1/chat/completions", json=each) for each in bodies))
+        return [reply.raise_for_status().json()["choices"][0]["token_ids"] for reply in replies]
+
+    replies = asyncio.run(run())
+    assert replies[::2] == [replies[0]] * 24
+    assert replies[1::2] == [replies[1]] * 24

@@ -1,6 +1,6 @@
 """What vLLM loads in each of its processes (`vllm.general_plugins`). Does nothing unless the server asked.
 
-Only its workers run adapters, so only there does it matter; but plugins cannot tell where they are.
+Only its workers run models, so only there does it matter; but plugins cannot tell where they are.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 
 NAME = "meet"
-SWITCH = "MEET_CPU_LORA"
+SWITCH = "MEET_CPU_FIXES"
 
 
 def register() -> None:
-    """Has vLLM on a CPU apply adapters by `cpu_lora.DenseLora`, where MEET_CPU_LORA=1 says so."""
+    """Where MEET_CPU_FIXES=1 says so, has vLLM on a CPU apply adapters by `cpu_lora` and keep seeds by `cpu_seeds`."""
     if os.environ.get(SWITCH) != "1":
         return
     from vllm.platforms import current_platform
@@ -22,3 +22,6 @@ def register() -> None:
     # vLLM asks its platform for the class by name, so this is the one place to set another.
     wrapper = "meet_server.engine.cpu_lora.DenseLora"
     type(current_platform).get_punica_wrapper = classmethod(lambda _: wrapper)
+    from meet_server.engine import cpu_seeds
+
+    cpu_seeds.install()

@@ -109,7 +109,7 @@ def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
 @contextmanager
 def running_engine(args: Namespace, *, worker_start: Literal["spawn", "fork"] = "spawn") -> Iterator[Any]:
     """An AsyncLLM for these arguments, shut down whatever happens. Blocks until it is up."""
-    with _cpu_lora(args):
+    with _cpu_fixes():
         config = releases.engine_config(args)
         if worker_start == "fork":
             # Only now: on CPUs, making the configuration sets "spawn".
@@ -131,17 +131,17 @@ async def vllm_app(engine: Any, args: Namespace) -> FastAPI:
 
 
 @contextmanager
-def _cpu_lora(args: Namespace) -> Iterator[None]:
-    """Has the worker processes that start within use our LoRA on CPUs, where the engine is to have any."""
-    if not (args.enable_lora and releases.is_cpu()):
+def _cpu_fixes() -> Iterator[None]:
+    """Has the worker processes that start within use our LoRA and keep our hands on seeds, on CPUs."""
+    if not releases.is_cpu():
         yield
         return
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and plugin.NAME not in allowed.split(","):
-        raise ServerError(f"VLLM_PLUGINS is {allowed!r}; it must name {plugin.NAME}, which corrects LoRA on CPUs")
+        raise ServerError(f"VLLM_PLUGINS is {allowed!r}; it must name {plugin.NAME}, which corrects vLLM on CPUs")
     if not releases.plugin_is_installed(plugin.NAME):
         raise ServerError(
-            "MEET's vLLM plugin is not installed, and without it vLLM on CPUs mixes adapters up: "
+            "MEET's vLLM plugin is not installed, and without it vLLM on CPUs mixes adapters up and stops on seeds: "
             "install the package with pip (`pip install -e .` in a checkout) instead of setting PYTHONPATH"
         )
     before = os.environ.get(plugin.SWITCH)
