@@ -22,6 +22,10 @@ if [ -z "$engine" ]; then
 fi
 [ "$engine" = cpu ] || [ "$engine" = cuda ] || fail "MEET_ENGINE is '$engine'; use cpu or cuda"
 
+if [ "$engine" = cpu ]; then
+  command -v g++ >/dev/null || fail "no g++ here; vLLM compiles its sampler for this processor when it first runs"
+fi
+
 # The stamp names everything that the environment was made from, and is written last.
 stamp=.venv/.meet-setup
 wanted=$({ echo "$engine" "$("$python" --version)"; cat "requirements/$engine.lock" requirements/torch-cpu.txt \
