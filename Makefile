@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help setup demo test test-slow check format bench-serve lock clean
+.PHONY: help setup demo test test-gpu test-slow check format bench-serve lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: setup  ## train the demo bundle if it is missing and serve it; ONCE=1 eval
 
 test: setup  ## every test that needs no GPU and is not long
 	@$(BIN)/python -m pytest
+
+test-gpu: setup  ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
 
 test-slow: setup  ## the long tests
 	@$(BIN)/python -m pytest -m slow
