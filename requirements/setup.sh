@@ -39,11 +39,11 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 if [ "$engine" = cpu ]; then
   # The CPU build from the configured index where that has it; else from PyTorch's own, for this package alone.
-  pip install --quiet --no-deps -r requirements/torch-cpu.txt 2>/dev/null ||
-    pip install --quiet --no-deps --index-url https://download.pytorch.org/whl/cpu -r requirements/torch-cpu.txt ||
+  pip install -qq --no-deps -r requirements/torch-cpu.txt 2>/dev/null ||
+    pip install -qq --no-deps --index-url https://download.pytorch.org/whl/cpu -r requirements/torch-cpu.txt ||
     fail "torch's CPU build is neither on the configured package index nor on download.pytorch.org"
 fi
 # --no-deps: the lock is complete, and leaves out what the engine asks for and text models do not need.
-pip install --quiet --no-deps --require-hashes -r "requirements/$engine.lock"
-pip install --quiet --no-deps --no-build-isolation -e . -e clients/python
+pip install -qq --no-deps --require-hashes -r "requirements/$engine.lock"
+pip install -qq --no-deps --no-build-isolation -e . -e clients/python
 echo "$wanted" > "$stamp"

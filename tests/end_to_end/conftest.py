@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
-from meet_bundle import Bundle
+from meet_bundle import Bundle, open_bundle
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "demo"
 # Enough for the controls to be told apart with certainty, not for the demo's bounds: `make demo ONCE=1` is for those.
-SMALL = (
-    "examples_per_preference=16",
-    "stage1.epochs=3",
-    "stage1.batch_size=2",
-    "stage2.epochs=0.5",
-)
+SMALL = {
+    "examples_per_preference": 16,
+    "stage1": {"epochs": 3, "learning_rate": 2.0e-3, "batch_size": 2},
+    "stage2": {"epochs": 0.5, "learning_rate": 3.0e-5, "control_learning_rate": 1.0e-3, "batch_size": 4},
+}
 
 
 @pytest.fixture(scope="session")
-def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    from meet_training.config import load_config
-    from meet_training.run import train
-
-    config = load_config(EXAMPLES / "train.yaml", SMALL)
-    kept = {name: config.preferences[name] for name in ("concise", "detailed")}
-    data = config.data[0].model_copy(update={"labels": {name: name for name in kept}})
-    output = tmp_path_factory.mktemp("real") / "bundle"
-    return train(config.model_copy(update={"preferences": kept, "data": (data,), "output": output}))
+def all_threads() -> Iterator[None]:
+    """Commands run as a user's would: without what the server's tests set to start their small engine fast."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        patch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
-def real_server(real_bundle: Bundle) -> Iterator[str]:
+def real_bundle(all_threads: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """`meet train` on the demo's configuration, cut to one axis and few examples."""
+    folder = tmp_path_factory.mktemp("real")
+    config = yaml.safe_load((EXAMPLES / "train.yaml").read_text())
+    kept = ("concise", "detailed")
+    config |= SMALL | {
+        "output": str(folder / "bundle"),
+        "data": [{"path": str(EXAMPLES / "data.train.jsonl"), "labels": {name: name for name in kept}}],
+        "preferences": {name: config["preferences"][name] for name in kept},
+    }
+    (folder / "train.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "meet_cli.main", "train", str(folder / "train.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return open_bundle(folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def real_server(all_threads: None, real_bundle: Bundle) -> Iterator[str]:
     """Address of a server of that bundle, in float32, where equal tokens can be asked for."""
     from meet_cli.local_server import free_port, meet_server_command, running_server
 
