@@ -64,8 +64,11 @@ def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tupl
     """
     if config.output.exists() and not overwrite:
         raise CommandError(f"{config.output} exists; give --overwrite to replace it, or another --output=FOLDER")
+    from transformers.utils import logging
+
     from meet_training.run import train as train_bundle
 
+    logging.disable_progress_bar()  # its bars for loading and saving would break into ours
     last: dict[str, TrainProgress] = {}
     started = time.monotonic()
     with telling() as tell:
