@@ -29,12 +29,12 @@ class Tolerance:
     largest: float
 
 
-# In float32 engine and transformers differ by the order of sums alone: 7e-6 nats in the mean and 3e-5 at
-# most was measured on a 135M model. Margin for other hardware, and far below what a wrong adapter does.
+# In float32 engine and transformers differ by the order of sums alone, orders of magnitude less than this.
+# Margin for other hardware, and far below what a wrong adapter does.
 FLOAT32 = Tolerance(mean=0.005, largest=0.02)
-# In bfloat16 every operation rounds to 8 bits, and in another order: 0.04 to 0.06 nats in the mean and 0.3
-# at most was measured on a 135M model, whether the reference was computed in bfloat16 or in float32.
-# Twice to three times that; what a wrong adapter does within it shows in the share of its effect.
+# In bfloat16 every operation rounds to 8 bits, and in another order: right controls of a 135M model come to about
+# half of the mean, whatever the reference was computed in (docs/EXPERIMENTS.md). What a wrong adapter does within
+# these bounds shows in the share of its effect.
 HALF = Tolerance(mean=0.12, largest=1.0)
 
 # The share of the recorded effect that counts as the control being applied.

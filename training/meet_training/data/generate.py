@@ -5,7 +5,6 @@ its report are replaced at once, when all is done.
 """
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, Field
 
+from meet_bundle.bundle import write_atomically
 from meet_training.data.attributes import ATTRIBUTES
 from meet_training.data.generate_config import Bounds, GenerateConfig, PreferenceRecipe, load_generate_config
 from meet_training.data.sampling import (
@@ -119,8 +119,10 @@ async def generate(
         async with endpoint(config, base_url) as own_client:
             await _sample(config, own_client, missing, len(requests), sampled, progress)
     rows, report = select(config, prompts, requests, sampled)
-    write_atomically(config.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    write_atomically(config.report_path, report.model_dump_json(indent=2) + "\n")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for path, content in ((config.output, lines), (config.report_path, report.model_dump_json(indent=2) + "\n")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content.encode())
     return report
 
 
@@ -227,14 +229,3 @@ def _report_on(choices: Sequence[Choice], num_tokens: int) -> PreferenceReport:
             name: dict(quantiles(attribute.measure(reply) for reply in kept)) for name, attribute in ATTRIBUTES.items()
         },
     )
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """Write the whole file or leave the old one: a temporary file beside it takes its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -158,3 +158,8 @@ def _explain(path: Path, error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"{path}: {field} = {first['input']!r}: no such field"
     return f"{path}: {field} = {first['input']!r}: {allowed}"
+
+
+def instructed(text: str, instruction: str) -> str:
+    """A user's message with an instruction at its end: the one form in which data is made and prompting measured."""
+    return f"{text} {instruction}"

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletionMessageParam
 
-from meet_training.data.generate_config import GenerateConfig, PreferenceRecipe
+from meet_training.data.generate_config import GenerateConfig, PreferenceRecipe, instructed
 from meet_training.data.selection import Sample
 from meet_training.errors import TrainingError
 
@@ -59,7 +59,7 @@ def messages_for(prompt: str, recipe: PreferenceRecipe) -> list[ChatCompletionMe
     messages: list[ChatCompletionMessageParam] = (
         [{"role": "system", "content": recipe.instruction}, {"role": "user", "content": prompt}]
         if recipe.where == "system"
-        else [{"role": "user", "content": f"{prompt} {recipe.instruction}"}]
+        else [{"role": "user", "content": instructed(prompt, recipe.instruction)}]
     )
     if recipe.reply_start:
         messages.append({"role": "assistant", "content": recipe.reply_start})

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from meet_training.data.generate_config import instructed
 from meet_training.errors import TrainingError
 
 
@@ -43,7 +44,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
 def with_instruction(prompt: Prompt, instruction: str) -> Prompt:
     """The prompt with an instruction at the end of the user's last message, as data generation asks it."""
     *before, last = prompt
-    return (*before, last._replace(content=f"{last.content} {instruction}"))
+    return (*before, last._replace(content=instructed(last.content, instruction)))
 
 
 def _read_row(line: str, where: str) -> Prompt:
