@@ -18,6 +18,7 @@ from meet_bundle import (
     Manifest,
     Preference,
     Probe,
+    SoftPromptControls,
     open_bundle,
     seal,
     writing_bundle,
@@ -206,3 +207,24 @@ MISTAKES: dict[str, Callable[[], object]] = {
 def test_a_manifest_that_contradicts_itself_is_refused(message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MISTAKES[message]()
+
+
+def soft_prompts(*firsts: int | None) -> Manifest:
+    names = ("concise", "detailed")
+    return Manifest(
+        name="soft",
+        base=BaseModelSource(source="here"),
+        model_digest=NONE_YET,
+        model_dtype="float32",
+        controls=SoftPromptControls(num_virtual_tokens=4, placement="after_prompt"),
+        preferences=tuple(preference(name, first_token_id=first) for name, first in zip(names, firsts, strict=True)),
+        files={},
+    )
+
+
+def test_virtual_tokens_are_runs_that_do_not_overlap() -> None:
+    assert soft_prompts(100, 104).virtual_token_ids("detailed") == (104, 105, 106, 107)
+    with pytest.raises(ValidationError, match="virtual tokens of concise and detailed overlap"):
+        soft_prompts(100, 103)
+    with pytest.raises(ValidationError, match="first_token_id of detailed is missing"):
+        soft_prompts(100, None)

@@ -7,6 +7,7 @@ the version; changing the meaning of one raises it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from typing import Annotated, Any, Literal
@@ -56,7 +57,12 @@ class LoraControls(_Part):
 
 
 class SoftPromptControls(_Part):
-    """Every control of the bundle is a run of extra rows of the model's embedding matrix."""
+    """Every control of the bundle is a run of extra rows at the end of the model's embedding matrix.
+
+    A preference's `first_token_id` says where its run begins. `before_prompt`: the run stands before the first
+    token of the rendered prompt; `after_prompt`: between the rendered prompt, generation prompt included, and the
+    reply. The ids have no text in the tokenizer, and are never to be sampled.
+    """
 
     kind: Literal["soft_prompt"] = "soft_prompt"
     num_virtual_tokens: int = Field(ge=1)
@@ -67,7 +73,8 @@ class Probe(_Part):
     """Proof that what is served is what was trained: a reply's log-probabilities under transformers + PEFT.
 
     `controlled[i]` and `uncontrolled[i]` are ln p(token_ids[start + i] | token_ids[:start + i]) in nats, of
-    the exported model with and without the control.
+    the exported model with and without the control. `token_ids` holds no virtual tokens of a soft prompt: under
+    the control they are put where the placement says (`start` is where the rendered prompt ends).
     """
 
     token_ids: tuple[int, ...] = Field(min_length=2)
@@ -110,6 +117,9 @@ class Preference(_Part):
         description="folder of the control, relative to the bundle",
     )
     digest: Sha256
+    first_token_id: int | None = Field(
+        default=None, ge=0, description="of a soft prompt: id of its first virtual token"
+    )
     trained_examples: int = Field(ge=0)
     strength_range: tuple[float, float] = (-1.0, 2.0)
     calibration: Calibration | None = None
@@ -177,6 +187,28 @@ class Manifest(_Part):
             if unknown:
                 raise ValueError(f"{field} names {', '.join(unknown)}; the preferences are {', '.join(sorted(names))}")
         return self
+
+    @model_validator(mode="after")
+    def _virtual_tokens_hang_together(self) -> Manifest:
+        firsts = {p.name: p.first_token_id for p in self.preferences}
+        if isinstance(self.controls, LoraControls):
+            if said := [name for name, first in firsts.items() if first is not None]:
+                raise ValueError(f"first_token_id of {', '.join(said)}: LoRA controls have no virtual tokens")
+            return self
+        if missing := [name for name, first in firsts.items() if first is None]:
+            raise ValueError(f"first_token_id of {', '.join(missing)} is missing: soft prompts need one")
+        ordered = sorted((first, name) for name, first in firsts.items() if first is not None)
+        for (first, name), (following, other) in itertools.pairwise(ordered):
+            if following < first + self.controls.num_virtual_tokens:
+                raise ValueError(f"the virtual tokens of {name} and {other} overlap")
+        return self
+
+    def virtual_token_ids(self, name: str) -> tuple[int, ...]:
+        """Ids of a preference's virtual tokens, in order; none for LoRA controls. Raises KeyError."""
+        first = self.preference(name).first_token_id
+        if first is None or isinstance(self.controls, LoraControls):
+            return ()
+        return tuple(range(first, first + self.controls.num_virtual_tokens))
 
     def preference(self, name: str) -> Preference:
         """The preference of that name (not alias). Raises KeyError."""
