@@ -113,11 +113,11 @@ class TestTrain:
     ) -> None:
         asked: list[tuple[Any, bool]] = []
 
-        def train(config: Any, *, replace: bool, on_progress: Callable[..., None], on_step: Any) -> Bundle:
+        def train(config: Any, *, replace: bool, callbacks: list[Any]) -> Bundle:
             asked.append((config, replace))
-            on_step("fetching the base")
+            callbacks[0].on_phase("fetching the base")
             for step in (1, 2):
-                on_progress(
+                callbacks[0].on_step(
                     SimpleNamespace(
                         stage="stage1", step=step, num_steps=2, loss=1 / step, tokens_per_s=321.0, seconds_left=200.0
                     )

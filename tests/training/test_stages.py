@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from meet_bundle import Bundle, BundleError, Probe, open_bundle
+from meet_training.callbacks import Callback
 from meet_training.config import TrainConfig
 from meet_training.data.forms import load_examples
 from meet_training.errors import TrainingError
@@ -85,9 +86,9 @@ def test_both_stages_learn(make_config: Callable[..., TrainConfig]) -> None:
     )
     run.both_stages()
     for stage in ("stage1", "stage2"):
-        for losses in run.curves[stage].losses.values():
+        for losses in run.record.curves[stage].losses.values():
             assert losses[-1] < losses[0]
-    assert max(run.curves["stage2"].losses["short"]) < run.curves["stage1"].losses["short"][0]
+    assert max(run.record.curves["stage2"].losses["short"]) < run.record.curves["stage1"].losses["short"][0]
 
 
 def test_controls_trained_together_equal_each_trained_alone(
@@ -117,6 +118,13 @@ class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
+class At(Callback):
+    """Calls a function with every step's progress."""
+
+    def __init__(self, on_step: Callable[[TrainProgress], None]) -> None:
+        self.on_step = on_step  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
     make_config: Callable[..., TrainConfig], tmp_path: Path, stage: str
@@ -129,13 +137,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, on_progress=kill)
+        train(config, callbacks=[At(kill)])
     assert not config.output.exists()
     assert not list(tmp_path.glob("**/meet.json")) or list(tmp_path.glob("**/meet.json")) == [
         undisturbed.path / "meet.json"
     ]
     seen: list[tuple[str, int]] = []
-    resumed = train(config, on_progress=lambda p: seen.append((p.stage, p.step)))
+    resumed = train(config, callbacks=[At(lambda p: seen.append((p.stage, p.step)))])
     assert seen[0] == (stage, 3)
     assert digests(resumed) == digests(undisturbed)
     ours, theirs = (json.loads((b.path / "report/training.json").read_text()) for b in (resumed, undisturbed))
@@ -150,9 +158,9 @@ def test_a_checkpoint_of_another_run_is_not_taken(make_config: Callable[..., Tra
         raise Killed
 
     with pytest.raises(Killed):
-        train(config, on_progress=kill)
+        train(config, callbacks=[At(kill)])
     seen: list[int] = []
-    train(make_config(seed=1), on_progress=lambda p: seen.append(p.step))
+    train(make_config(seed=1), callbacks=[At(lambda p: seen.append(p.step))])
     assert seen[0] == 1
 
 

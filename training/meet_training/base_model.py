@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meet_bundle.digests import file_digest
+from meet_bundle import BaseModelSource
+from meet_bundle.digests import file_digest, folder_entries, listing_digest
 from meet_training.errors import TrainingError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
 
@@ -151,3 +153,23 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 def _silent(_: str) -> None:
     """Hears a step and says nothing."""
+
+
+def own_dtype(config: PretrainedConfig) -> torch.dtype:
+    """What a base's weights are kept in, and so the MEET model's."""
+    import torch
+
+    dtype = getattr(config, "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+
+
+def describe_base(source: str, folder: Path) -> BaseModelSource:
+    """What the manifest says of a base: its name, and the digest of its weights where it is a folder."""
+    if not folder.is_dir():
+        return BaseModelSource(source=source)
+    weights = {
+        name: entry
+        for name, entry in folder_entries(folder.parent, (folder.name,)).items()
+        if name.endswith(".safetensors")
+    }
+    return BaseModelSource(source=source, digest=listing_digest(weights, folder.name))

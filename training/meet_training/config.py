@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from meet_bundle.manifest import check_label
+from meet_training.controls_config import PEAK_LEARNING_RATES, ControlsConfig, LoraConfig, Section, SoftPromptConfig
 from meet_training.errors import TrainingError
+from meet_training.stages_config import (
+    MODEL_LEARNING_RATES,
+    ObjectiveConfig,
+    SpeedConfig,
+    Stage1Config,
+    Stage2Config,
+    UncontrolledConfig,
+)
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColumnNames(_Section):
+class ColumnNames(Section):
     """Which field of a row holds what. A row has either a prompt or messages."""
 
     prompt: str = "prompt"
@@ -29,7 +34,7 @@ class ColumnNames(_Section):
     preference: str = "preference"
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """One file of pointwise preference data: a prompt, a reply and the preference that the reply shows."""
 
     path: Path = Field(description="JSON or JSON Lines, gzipped or not; relative to the configuration file")
@@ -43,7 +48,7 @@ class DataConfig(_Section):
     )
 
 
-class PreferenceConfig(_Section):
+class PreferenceConfig(Section):
     """What the manifest will say of a preference."""
 
     axis: str = Field(description="what it moves along: `length`, `format`")
@@ -55,40 +60,7 @@ class PreferenceConfig(_Section):
     )
 
 
-class LoraConfig(_Section):
-    """One LoRA adapter per preference, all with the same frozen A, each with its own B."""
-
-    kind: Literal["lora"] = "lora"
-    rank: int = Field(default=8, ge=1, le=512)
-    alpha: float = Field(default=16.0, gt=0, description="the adapter adds alpha / rank x B A")
-    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        default="all-linear", description="suffixes of the linear layers to adapt, the output layer left out"
-    )
-
-
-class Stage1Config(_Section):
-    """Controls alone are tuned; the language model is frozen."""
-
-    epochs: float = Field(default=2.0, ge=0, description="passes over each preference's examples")
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak, on B")
-    batch_size: int = Field(default=4, ge=1, description="examples of each control per step")
-    warmup_share: float = Field(default=0.1, ge=0, le=1, description="share of steps over which it rises")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="gradient norm of one control is clipped to it")
-
-
-class Stage2Config(_Section):
-    """The language model is fine-tuned together with its controls."""
-
-    epochs: float = Field(default=1.0, ge=0)
-    learning_rate: float = Field(default=3e-5, gt=0, description="peak, on the language model")
-    control_learning_rate: float = Field(default=3e-5, gt=0, description="peak, on B")
-    batch_size: int = Field(default=4, ge=1, description="examples of each control per step")
-    warmup_share: float = Field(default=0.1, ge=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0, description="on the language model")
-    max_grad_norm: float = Field(default=1.0, gt=0, description="of the model, and of each control, apart")
-
-
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """A whole run: data, controls, both stages, and the bundle to write."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="model name that clients ask for")
@@ -99,9 +71,14 @@ class TrainConfig(_Section):
     default: str | None = Field(default=None, description="preference of a request that names none")
     verbosity: dict[str, str] = Field(default_factory=dict, description="OpenAI's `verbosity` -> preference")
     effort: dict[str, str] = Field(default_factory=dict, description="Anthropic's `effort` -> preference")
-    controls: LoraConfig = LoraConfig()
+    controls: ControlsConfig = LoraConfig()
+    start_from: Path | None = Field(
+        default=None, description="a bundle of the same base whose controls this run starts from, not from new ones"
+    )
+    objective: ObjectiveConfig = ObjectiveConfig()
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
+    uncontrolled: UncontrolledConfig = UncontrolledConfig()
     examples_per_preference: int | None = Field(default=None, ge=1, description="take no more; drawn by the seed")
     max_length: int = Field(default=1024, ge=8, description="tokens of prompt and reply; longer ones are left out")
     tokens_per_pass: int = Field(default=1024, ge=8, description="tokens in one pass over the model")
@@ -109,6 +86,10 @@ class TrainConfig(_Section):
         default="auto", description="of the arithmetic; auto takes bfloat16 where the machine is fast at it"
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    speed: SpeedConfig = SpeedConfig()
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        default=(), description="where learning curves go while it runs, beside the bundle's report"
+    )
     checkpoint_every_s: float = Field(default=300.0, ge=0, description="seconds between checkpoints")
     seed: int = Field(default=0, ge=0)
 
@@ -132,7 +113,33 @@ class TrainConfig(_Section):
             for label in labels:
                 if label not in self.preferences:
                     raise ValueError(f"{field} names {label!r}; the preferences are {known}")
+        self._stages_hang_together()
         return self
+
+    def _stages_hang_together(self) -> None:
+        if not self.stage1.epochs and not self.stage2.epochs:
+            raise ValueError("stage1.epochs and stage2.epochs are both 0: nothing would be tuned")
+        if self.stage2.epochs and self.stage2.controls == "frozen" and not self.stage1.epochs and not self.start_from:
+            raise ValueError(
+                "stage2.controls: 'frozen' controls must have learned something; give stage1 epochs, or start_from"
+            )
+        if isinstance(self.controls, SoftPromptConfig):
+            for label in self.controls.start_text:
+                if label not in self.preferences:
+                    known = ", ".join(sorted(self.preferences))
+                    raise ValueError(f"controls.start_text names {label!r}; the preferences are {known}")
+
+    def resolved(self) -> TrainConfig:
+        """The same configuration with every default that depends on another field put in."""
+        control_rates = PEAK_LEARNING_RATES[self.controls.kind]
+        stage1 = self.stage1.model_copy(update={"learning_rate": self.stage1.learning_rate or control_rates[0]})
+        stage2 = self.stage2.model_copy(
+            update={
+                "learning_rate": self.stage2.learning_rate or MODEL_LEARNING_RATES[self.stage2.model],
+                "control_learning_rate": self.stage2.control_learning_rate or control_rates[1],
+            }
+        )
+        return self.model_copy(update={"stage1": stage1, "stage2": stage2})
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from meet_bundle import BaseModelSource, Bundle, Manifest, Preference, open_bundle, seal, writing_bundle
+from meet_bundle import BaseModelSource, Bundle, Manifest, Preference, Probe, open_bundle, seal, writing_bundle
 from meet_training.config import TrainConfig
 from meet_training.controls.control import ControlSet
+from meet_training.controls.trained import load_control
 from meet_training.data.render import Rendered
 from meet_training.probe import make_probe
 from meet_training.stages.optimise import Curve
+from meet_training.stages.resumable import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LIBRARIES = ("meet", "torch", "transformers", "peft", "tokenizers")
 UNKNOWN_DIGEST = "0" * 64  # `seal` puts the true ones in
+NO_PROBE = Probe(
+    token_ids=(0, 0), start=1, controlled=(0.0,), uncontrolled=(0.0,), dtype="float32"
+)  # until there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,7 @@ class Trained:
     base: BaseModelSource
     dtype: torch.dtype  # of the exported weights: the base's own
     data_digest: str
-    curves: dict[str, Curve]
-    seconds: dict[str, float]
+    record: Record
 
 
 def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> Bundle:
@@ -50,17 +54,27 @@ def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> B
         for control, name in enumerate(trained.controls.names):
             trained.controls.save(control, folder / "controls" / name)
         _make_readable(folder)
-        preferences = _preferences(folder, trained, config)
-        seal(folder, _manifest(preferences, trained, config))
+        seal(folder, _with_probes(folder, _manifest(trained, config), trained))
         _write_report(folder / "report", trained)
     return open_bundle(config.output)
 
 
-def _preferences(folder: Path, trained: Trained, config: TrainConfig) -> tuple[Preference, ...]:
+def _with_probes(folder: Path, manifest: Manifest, trained: Trained) -> Manifest:
     from transformers import AutoModelForCausalLM
 
     # Read back, so that the probes are of the files.
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    proved = [
+        preference.model_copy(
+            update={"probe": make_probe(model, load_control(folder, manifest, name), trained.examples[name])}
+        )
+        for preference in manifest.preferences
+        for name in [preference.name]
+    ]
+    return manifest.model_copy(update={"preferences": tuple(proved)})
+
+
+def _preferences(trained: Trained, config: TrainConfig) -> tuple[Preference, ...]:
     return tuple(
         Preference(
             name=name,
@@ -71,15 +85,16 @@ def _preferences(folder: Path, trained: Trained, config: TrainConfig) -> tuple[P
             instruction=said.instruction,
             path=f"controls/{name}",
             digest=UNKNOWN_DIGEST,
+            first_token_id=trained.controls.first_token_id(control),
             trained_examples=len(trained.examples[name]),
-            probe=make_probe(model, folder / "controls" / name, trained.examples[name]),
+            probe=NO_PROBE,
         )
-        for name, said in config.preferences.items()
+        for control, (name, said) in enumerate(config.preferences.items())
     )
 
 
-def _manifest(preferences: tuple[Preference, ...], trained: Trained, config: TrainConfig) -> Manifest:
-    resolved = config.model_dump(mode="json", exclude={"output"})
+def _manifest(trained: Trained, config: TrainConfig) -> Manifest:
+    resolved = config.model_dump(mode="json", exclude={"output", "trackers"})
     # Where the data lay is this machine's business; its digest says what it was.
     for data in resolved["data"]:
         data["path"] = Path(data["path"]).name
@@ -87,7 +102,7 @@ def _manifest(preferences: tuple[Preference, ...], trained: Trained, config: Tra
         "config": resolved,
         "data_digest": trained.data_digest,
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "final_loss": {stage: _final_losses(curve) for stage, curve in trained.curves.items()},
+        "final_loss": {stage: _final_losses(curve) for stage, curve in trained.record.curves.items()},
     }
     return Manifest(
         name=config.name,
@@ -95,7 +110,7 @@ def _manifest(preferences: tuple[Preference, ...], trained: Trained, config: Tra
         model_digest=UNKNOWN_DIGEST,
         model_dtype=str(trained.dtype).removeprefix("torch."),
         controls=trained.controls.describe(),
-        preferences=preferences,
+        preferences=_preferences(trained, config),
         default=config.default,
         verbosity=config.verbosity,
         effort=config.effort,
@@ -113,8 +128,8 @@ def _final_losses(curve: Curve) -> dict[str, float]:
 def _write_report(folder: Path, trained: Trained) -> None:
     folder.mkdir()
     report = {
-        "seconds": {phase: round(seconds, 1) for phase, seconds in trained.seconds.items()},
-        "losses": {stage: curve.losses for stage, curve in trained.curves.items()},
+        "seconds": {phase: round(seconds, 1) for phase, seconds in trained.record.seconds.items()},
+        "losses": {stage: curve.losses for stage, curve in trained.record.curves.items()},
     }
     (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

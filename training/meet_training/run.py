@@ -2,59 +2,62 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from meet_bundle import BaseModelSource, Bundle, BundleError
-from meet_bundle.digests import folder_entries, listing_digest
-from meet_training.base_model import check_causal_model, resolve_base
+from meet_bundle import Bundle, BundleError, open_bundle
+from meet_training.base_model import check_causal_model, describe_base, own_dtype, resolve_base
+from meet_training.callbacks import Callback, Callbacks
 from meet_training.config import TrainConfig
-from meet_training.controls.shared_lora import SharedLora
+from meet_training.controls.attach import attach
+from meet_training.controls.model_lora import ModelLora
 from meet_training.data import forms
-from meet_training.data.batches import make_schedule
+from meet_training.data.batches import Schedule, make_schedule, num_uncontrolled
 from meet_training.data.render import Rendered, check_tokenizer, render_all
 from meet_training.export import Trained, export
-from meet_training.stages.checkpoint import CheckpointFolder
-from meet_training.stages.machine import choose_device, choose_dtype
-from meet_training.stages.optimise import Curve, LoopConfig, ParameterGroup, TrainProgress, optimise
-from meet_training.stages.tune_controls import check_that_all_learned, control_groups, freeze_all_but_controls
-from meet_training.stages.tune_model import joint_groups
+from meet_training.stages.base_replies import base_replies
+from meet_training.stages.checkpoint import CheckpointFolder, run_key
+from meet_training.stages.machine import Machine, choose_dtype
+from meet_training.stages.objective import Objective
+from meet_training.stages.optimise import LoopConfig
+from meet_training.stages.prompt_cache import PromptCache, fits
+from meet_training.stages.reference import reference_logprobs
+from meet_training.stages.resumable import Record, StageParts, run_stage
+from meet_training.stages.tune_controls import control_groups, freeze_all_but_controls, known
+from meet_training.stages.tune_model import model_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-OnProgress = Callable[[TrainProgress], None]
-OnStep = Callable[[str], None]
+    from meet_training.controls.control import ControlSet
+    from meet_training.stages_config import Stage1Config, Stage2Config
 
 
-def train(
-    config: TrainConfig,
-    *,
-    replace: bool = False,
-    on_progress: OnProgress | None = None,
-    on_step: OnStep | None = None,
-) -> Bundle:
-    """Trains both stages and writes the bundle; goes on where a killed run of the same configuration stood.
+def train(config: TrainConfig, *, replace: bool = False, callbacks: Sequence[Callback] = ()) -> Bundle:
+    """Trains what the configuration says and writes the bundle; goes on where a killed run of the same stood.
 
     Raises TrainingError or BundleError before any work where the configuration, the data, the base or the
-    output cannot be used. Nothing appears at `config.output` until the whole bundle is there.
+    output cannot be used. Nothing appears at `config.output` until the whole bundle is there. Under `accelerate
+    launch` every process calls this, and each returns the same bundle.
     """
     if config.output.exists() and not replace:
         raise BundleError(f"output: {config.output} exists; choose another output or allow it to be replaced")
     examples = forms.load_examples(config)
-    folder = resolve_base(config.base, on_step=on_step)
-    run = Run(config, folder, examples, on_progress)
+    told = Callbacks(callbacks)
+    folder = resolve_base(config.base, on_step=told.on_phase)
+    run = Run(config, folder, examples, told)
+    told.on_start(run.config)
     trained = run.both_stages()
-    if on_step:
-        on_step(f"writing {config.output}")
-    bundle = export(trained, config, replace=replace)
-    run.checkpoints.remove()
+    if run.machine.is_main:
+        told.on_phase(f"writing {config.output}")
+        export(trained, run.config, replace=replace)
+        run.checkpoints.remove()
+    run.machine.wait()
+    bundle = open_bundle(config.output)
+    told.on_bundle(bundle)
     return bundle
 
 
@@ -66,36 +69,38 @@ class Run:
         config: TrainConfig,
         folder: Path,
         examples: dict[str, list[forms.Example]],
-        on_progress: OnProgress | None = None,
+        callbacks: Callback | None = None,
     ) -> None:
         from transformers import AutoTokenizer
 
-        self.config = config
+        self.config = config.resolved()
         self.folder = folder
-        self.device = choose_device(config.device)
-        self.dtype = choose_dtype(config.precision, self.device)
-        self.own_dtype = _own_dtype(check_causal_model(folder))
+        self.machine = Machine.join(config.device)
+        self.dtype = choose_dtype(config.precision, self.machine.device)
+        self.own_dtype = own_dtype(check_causal_model(folder))
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         check_tokenizer(self.tokenizer, config.base)
+        self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.rendered: dict[str, list[Rendered]] = render_all(examples, self.tokenizer, config.max_length)
         self.data_digest = forms.digest(examples)
-        self.base = _describe_base(config.base, folder)
-        self.curves = {"stage1": Curve(), "stage2": Curve()}
-        self.seconds: dict[str, float] = {"stage1": 0.0, "stage2": 0.0}
-        self.checkpoints = CheckpointFolder(config.output, self._key(), config.checkpoint_every_s)
-        self._on_progress = on_progress
+        self.base = describe_base(config.base, folder)
+        self.record = Record()
+        key = run_key(self.config, self.data_digest, self.base, self.dtype, self.machine.device)
+        self.checkpoints = CheckpointFolder(config.output, key, config.checkpoint_every_s)
+        self.callbacks = callbacks or Callback()
+        self.objective = Objective()
+        self.uncontrolled: list[Rendered] = []
 
     def both_stages(self) -> Trained:
-        """Stage 1, then stage 2, each from where the checkpoint says."""
+        """What comes before, stage 1, then stage 2, each from where the checkpoint says."""
         saved = self.checkpoints.load()
         if saved:
-            self.curves = {stage: Curve(losses) for stage, losses in saved["losses"].items()}
-            self.seconds = saved["seconds"]
+            self.record = Record.from_state(saved["record"])
+        self.ask_the_base()
+        controls_state = saved["parts"]["controls"] if saved else None
         if saved is None or saved["stage"] == "stage1":
             controls_state = self.stage1(saved)
             saved = None
-        else:
-            controls_state = saved["controls"]
         model, controls = self.stage2(controls_state, saved)
         controls.detach(model)
         return Trained(
@@ -106,138 +111,137 @@ class Run:
             base=self.base,
             dtype=self.own_dtype,
             data_digest=self.data_digest,
-            curves=self.curves,
-            seconds=self.seconds,
+            record=self.record,
         )
+
+    def ask_the_base(self) -> None:
+        """What the base itself says, where a stage needs it: replies of its own, and how likely it finds pairs."""
+        stages: list[Stage1Config | Stage2Config] = [self.config.stage1, self.config.stage2]
+        shares = [stage.uncontrolled_share for stage in stages if stage.epochs]
+        wants_pairs = self.config.objective.kind == "preference"
+        if not any(shares) and not wants_pairs:
+            return
+        model = self.load_model(self.dtype)
+        model.requires_grad_(False)
+        if any(shares):
+            self.callbacks.on_phase("sampling replies of the base itself")
+            prompts = [r.prompt_ids for group in self.rendered.values() for r in group]
+            num = num_uncontrolled(len(prompts), max(shares))
+            self.uncontrolled = base_replies(
+                model,
+                list(dict.fromkeys(prompts))[:num],
+                self.config.uncontrolled,
+                eos_id=int(self.tokenizer.eos_token_id),
+                pad_id=self.pad_id,
+                seed=self.config.seed,
+                file=self.checkpoints.file("base_replies.json"),
+            )
+        if wants_pairs:
+            self.callbacks.on_phase("log-probabilities of all pairs under the base")
+            pairs = [r for group in self.rendered.values() for r in group if r.rejected_ids is not None]
+            self.objective = Objective(
+                beta=self.config.objective.beta,
+                likelihood_weight=self.config.objective.likelihood_weight,
+                reference=reference_logprobs(
+                    model, pairs, self.config.tokens_per_pass, pad_id=self.pad_id, device=self.machine.device
+                ),
+            )
 
     def stage1(self, saved: dict[str, Any] | None = None) -> dict[str, Any]:
         """Tunes the controls on the frozen model; returns their state."""
         stage = self.config.stage1
+        # The frozen model is held in the dtype of the arithmetic, so nothing is cast on the way.
         model = self.load_model(self.dtype)
         controls = self.attach(model)
+        if not stage.epochs:
+            return controls.state()
         freeze_all_but_controls(model, controls)
-        schedule = make_schedule(
-            self.rendered, epochs=stage.epochs, batch_size=stage.batch_size, seed=f"{self.config.seed}/stage1"
-        )
+        schedule = self._schedule("stage1", stage)
         groups = control_groups(
             controls,
             schedule,
-            learning_rate=stage.learning_rate,
+            learning_rate=known(stage.learning_rate),
             warmup_share=stage.warmup_share,
             max_grad_norm=stage.max_grad_norm,
         )
-        # The frozen model is held in the dtype of the arithmetic, so nothing is cast on the way.
-        self._optimise("stage1", model, controls, schedule, groups, saved, autocast=False)
-        if schedule.num_steps:
-            check_that_all_learned(controls)
+        self._run("stage1", StageParts(model, controls, schedule, groups, learning=controls.names), stage, saved)
         return controls.state()
 
     def stage2(
-        self, controls_state: dict[str, Any], saved: dict[str, Any] | None = None
-    ) -> tuple[PreTrainedModel, SharedLora]:
-        """Fine-tunes the model jointly with the controls of stage 1; returns both."""
+        self, controls_state: dict[str, Any] | None, saved: dict[str, Any] | None = None
+    ) -> tuple[PreTrainedModel, ControlSet]:
+        """Fine-tunes the model with the controls of stage 1; returns both, ready to be detached."""
         stage = self.config.stage2
-        model = self.load_model(torch.float32)  # small steps are lost in bfloat16 weights
+        whole = stage.epochs and stage.model == "whole"
+        model = self.load_model(torch.float32 if whole else self.own_dtype)  # small steps are lost in bfloat16 weights
         controls = self.attach(model)
-        controls.load_state(controls_state)
-        schedule = make_schedule(
-            self.rendered, epochs=stage.epochs, batch_size=stage.batch_size, seed=f"{self.config.seed}/stage2"
-        )
-        if schedule.num_steps:
-            groups = joint_groups(model, controls, schedule, stage)
-            autocast = self.dtype == torch.bfloat16
-            self._optimise("stage2", model, controls, schedule, groups, saved, autocast=autocast)
+        if controls_state is not None:
+            controls.load_state(controls_state)
+        if stage.epochs:
+            model_lora = None if whole else ModelLora(model, stage, self.config.seed)
+            schedule = self._schedule("stage2", stage)
+            groups = model_groups(model, model_lora, controls, schedule, stage)
+            learning = controls.names if stage.controls == "joint" else ()
+            self._run(
+                "stage2", StageParts(model, controls, schedule, groups, learning, model_lora or model), stage, saved
+            )
+            if model_lora is not None:
+                model_lora.merge(model)
         return model, controls
 
     def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The base, anew from its files."""
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).to(self.device)
+        options = {"attn_implementation": self.config.speed.attention} if self.config.speed.attention else {}
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options).to(self.machine.device)
         model.train()
+        if self.config.speed.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
 
-    def attach(self, model: PreTrainedModel) -> SharedLora:
-        """Untrained controls on a model."""
-        return SharedLora(model, tuple(self.config.preferences), self.config.controls, self.config.seed)
+    def attach(self, model: PreTrainedModel) -> ControlSet:
+        """The controls that the run starts from, on a model."""
+        return attach(model, self.config, self.tokenizer, self.base)
 
-    def _optimise(
-        self,
-        name: str,
-        model: PreTrainedModel,
-        controls: SharedLora,
-        schedule: Any,
-        groups: list[ParameterGroup],
-        saved: dict[str, Any] | None,
-        *,
-        autocast: bool,
+    def _run(
+        self, name: str, parts: StageParts, stage: Stage1Config | Stage2Config, saved: dict[str, Any] | None
     ) -> None:
-        start, spent, since = 0, self.seconds[name], time.monotonic()
-        if saved:
-            start = saved["step"]
-            controls.load_state(saved["controls"])
-            if saved["model"] is not None:
-                model.load_state_dict(saved["model"])
-            for group, own in zip(groups, saved["groups"], strict=True):
-                group.load_state(own)
+        run_stage(
+            parts, self._loop_config(name, stage, parts.model), self.record, self.checkpoints, self.callbacks, saved
+        )
 
-        def state(step: int) -> dict[str, Any]:
-            self.seconds[name] = spent + time.monotonic() - since
-            return {
-                "stage": name,
-                "step": step,
-                "controls": controls.state(),
-                "model": model.state_dict() if name == "stage2" else None,
-                "groups": [group.state() for group in groups],
-                "losses": {stage: curve.losses for stage, curve in self.curves.items()},
-                "seconds": self.seconds,
-            }
+    def _schedule(self, name: str, stage: Stage1Config | Stage2Config) -> Schedule:
+        return make_schedule(
+            self.rendered,
+            epochs=stage.epochs,
+            batch_size=stage.batch_size,
+            seed=f"{self.config.seed}/{name}",
+            uncontrolled=self.uncontrolled,
+            uncontrolled_share=stage.uncontrolled_share,
+        )
 
-        config = LoopConfig(
+    def _loop_config(self, name: str, stage: Stage1Config | Stage2Config, model: PreTrainedModel) -> LoopConfig:
+        speed, share = self.config.speed, stage.uncontrolled_share
+        flash = "flash" in str(model.config._attn_implementation)
+        return LoopConfig(
             stage=name,
+            machine=self.machine,
             tokens_per_pass=self.config.tokens_per_pass,
-            pad_id=self.tokenizer.pad_token_id or 0,
-            device=self.device,
-            autocast=autocast,
+            pad_id=self.pad_id,
+            autocast=self.dtype == torch.bfloat16 and name == "stage2",
             seed=self.config.seed,
+            objective=self.objective,
+            packed=speed.packing == "always" or (speed.packing == "auto" and flash),
+            loss_chunk=speed.loss_chunk,
+            uncontrolled_weight=len(self.rendered) * share / (1 - share),
+            prompt_cache=self._prompt_cache(model) if name == "stage1" else None,
         )
-        optimise(
-            model,
-            controls,
-            schedule,
-            groups,
-            config,
-            curve=self.curves[name],
-            start=start,
-            after_step=lambda step: self.checkpoints.save_if_due(lambda: state(step)),
-            on_progress=self._on_progress,
-        )
-        self.seconds[name] = spent + time.monotonic() - since
 
-    def _key(self) -> str:
-        resolved = self.config.model_dump(mode="json", exclude={"output", "data", "checkpoint_every_s"})
-        parts = [
-            resolved,
-            self.data_digest,
-            self.base.model_dump(mode="json"),
-            str(self.dtype),
-            str(self.device),
-        ]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _own_dtype(base_config: Any) -> torch.dtype:
-    """What the base's weights are kept in, and so the MEET model's."""
-    dtype = getattr(base_config, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
-
-
-def _describe_base(source: str, folder: Path) -> BaseModelSource:
-    if not folder.is_dir():
-        return BaseModelSource(source=source)
-    weights = {
-        name: entry
-        for name, entry in folder_entries(folder.parent, (folder.name,)).items()
-        if name.endswith(".safetensors")
-    }
-    return BaseModelSource(source=source, digest=listing_digest(weights, folder.name))
+    def _prompt_cache(self, model: PreTrainedModel) -> PromptCache | None:
+        """Where prompts can be computed once: nothing of a control stands before them or in them."""
+        speed, controls = self.config.speed, self.config.controls
+        after = controls.kind == "soft_prompt" and controls.placement == "after_prompt"
+        if not after or not speed.prompt_cache_mib or speed.gradient_checkpointing or not fits(model):
+            return None
+        return PromptCache(speed.prompt_cache_mib << 20, self.machine.device)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from meet_training.data.render import Rendered
 
+UNCONTROLLED = -1
+"""Index of "no control" where others are 0 to K - 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -21,12 +24,34 @@ class Item:
     control: int
     rendered: Rendered
 
+    @property
+    def num_rows(self) -> int:
+        """Rows that it takes in a batch: two where the other reply of a pair goes along."""
+        return 1 if self.rendered.rejected_ids is None else 2
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest row."""
+        rejected = self.rendered.rejected_ids or ()
+        return len(self.rendered.prompt_ids) + max(len(self.rendered.reply_ids), len(rejected))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all its rows."""
+        return self.num_rows * len(self.rendered.prompt_ids) + (
+            len(self.rendered.reply_ids) + len(self.rendered.rejected_ids or ())
+        )
+
+
+Batches = tuple[tuple[Rendered, ...], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Steps of a stage: for each control, the batches of its examples."""
+    """Steps of a stage: for each control, the batches of its examples; `uncontrolled` beside them."""
 
-    batches: tuple[tuple[tuple[Rendered, ...], ...], ...]
+    batches: tuple[Batches, ...]
+    uncontrolled: Batches = ()
 
     @property
     def num_steps(self) -> int:
@@ -38,11 +63,12 @@ class Schedule:
     @property
     def num_tokens(self) -> int:
         """Prompt and reply tokens of the whole stage."""
-        return sum(len(r) for batches in self.batches for batch in batches for r in batch)
+        return sum(item.num_tokens for number in range(self.num_steps) for item in self.step(number))
 
     def step(self, number: int) -> list[Item]:
-        """What step `number` (from 0) sees, controls in order."""
-        return [
+        """What step `number` (from 0) sees: uncontrolled examples, then those of the controls in order."""
+        own = self.uncontrolled[number] if number < len(self.uncontrolled) else ()
+        return [Item(UNCONTROLLED, rendered) for rendered in own] + [
             Item(control, rendered)
             for control, batches in enumerate(self.batches)
             if number < len(batches)
@@ -50,14 +76,35 @@ class Schedule:
         ]
 
 
-def make_schedule(examples: dict[str, list[Rendered]], *, epochs: float, batch_size: int, seed: str) -> Schedule:
-    """Shuffles each control's examples anew each epoch; a part of an epoch takes that share of its steps."""
+def make_schedule(
+    examples: dict[str, list[Rendered]],
+    *,
+    epochs: float,
+    batch_size: int,
+    seed: str,
+    uncontrolled: Sequence[Rendered] = (),
+    uncontrolled_share: float = 0.0,
+) -> Schedule:
+    """Shuffles each control's examples anew each epoch; a part of an epoch takes that share of its steps.
+
+    Every step also has as many of `uncontrolled` as make up that share of it, at least one where the share is not 0.
+    """
     batches = []
     for label, group in examples.items():
         total = math.ceil(epochs * math.ceil(len(group) / batch_size))
         stream = _epochs(group, batch_size, f"{seed}/{label}")
         batches.append(tuple(next(stream) for _ in range(total)))
-    return Schedule(tuple(batches))
+    schedule = Schedule(tuple(batches))
+    num = num_uncontrolled(len(examples) * batch_size, uncontrolled_share)
+    if not num:
+        return schedule
+    own = _epochs(uncontrolled, num, f"{seed}/uncontrolled")
+    return Schedule(schedule.batches, tuple(next(own) for _ in range(schedule.num_steps)))
+
+
+def num_uncontrolled(num_controlled: int, share: float) -> int:
+    """How many uncontrolled examples beside `num_controlled` make up a share of all."""
+    return max(1, round(num_controlled * share / (1 - share))) if share else 0
 
 
 def _epochs(group: Sequence[Rendered], batch_size: int, seed: str) -> Iterator[tuple[Rendered, ...]]:
@@ -70,16 +117,22 @@ def _epochs(group: Sequence[Rendered], batch_size: int, seed: str) -> Iterator[t
         epoch += 1
 
 
-def passes(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
+def passes(items: Sequence[Item], max_tokens: int, *, packed: bool = False) -> list[list[Item]]:
     """Groups a step's examples by length, so that little is padding, each group at most `max_tokens` once padded.
 
     Controls are mixed freely: a group goes over the model once, whatever controls are in it. Inside a group
-    rows are sorted by control. An example longer than `max_tokens` makes a group of its own.
+    rows are sorted by control. An example longer than `max_tokens` makes a group of its own. Where rows are
+    `packed` nothing is padding, and a group is filled to the sum of its lengths.
     """
     groups: list[list[Item]] = []
-    for item in sorted(items, key=lambda item: (-len(item.rendered), item.control)):
-        longest = len(groups[-1][0].rendered) if groups else 0
-        if not groups or (len(groups[-1]) + 1) * longest > max_tokens:
+    for item in sorted(items, key=lambda item: (-item.length, item.control)):
+        if not groups or _size([*groups[-1], item], packed=packed) > max_tokens:
             groups.append([])
         groups[-1].append(item)
     return [sorted(group, key=lambda item: item.control) for group in groups]
+
+
+def _size(group: Sequence[Item], *, packed: bool) -> int:
+    if packed:
+        return sum(item.num_tokens for item in group)
+    return group[0].length * sum(item.num_rows for item in group)

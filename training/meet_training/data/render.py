@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Token ids of a prompt and of the reply to it. The reply's ids, and no other, are supervised."""
+    """Token ids of a prompt and of what follows it.
+
+    Supervised are the ids of `reply_ids` that `mask` says, all of them where it is None. `rejected_ids` is the other
+    reply of a pair, to the same prompt.
+    """
 
     prompt_ids: tuple[int, ...]
     reply_ids: tuple[int, ...]
+    mask: tuple[bool, ...] | None = None
+    rejected_ids: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.reply_ids)
@@ -29,6 +35,17 @@ class Rendered:
     @property
     def ids(self) -> tuple[int, ...]:
         return self.prompt_ids + self.reply_ids
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The supervised ids, in order."""
+        if self.mask is None:
+            return self.reply_ids
+        return tuple(token for token, supervised in zip(self.reply_ids, self.mask, strict=True) if supervised)
+
+    @property
+    def num_supervised(self) -> int:
+        return len(self.reply_ids) if self.mask is None else sum(self.mask)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:

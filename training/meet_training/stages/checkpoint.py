@@ -6,6 +6,8 @@ configuration, the data and the base.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -14,6 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from meet_bundle import BaseModelSource
+from meet_training.config import TrainConfig
+
+
+def run_key(
+    config: TrainConfig, data_digest: str, base: BaseModelSource, dtype: torch.dtype, device: torch.device
+) -> str:
+    """Digest of all that decides what a run computes."""
+    resolved = config.model_dump(mode="json", exclude={"output", "data", "checkpoint_every_s", "trackers"})
+    parts = [resolved, data_digest, base.model_dump(mode="json"), str(dtype), device.type]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class CheckpointFolder:
@@ -24,6 +38,12 @@ class CheckpointFolder:
         self._key = key
         self._every_s = every_s
         self._last = time.monotonic()
+
+    def file(self, name: str) -> Path:
+        """Where this run, and no other, keeps something else until the bundle is written; its folder exists."""
+        folder = self._folder / self._key[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
 
     def load(self) -> dict[str, Any] | None:
         """The state last saved by this very run, or None."""

@@ -1,16 +1,74 @@
-"""What arithmetic a machine is good at. Knows no model."""
+"""The machine or machines that a run is on: device, arithmetic, and how processes work together. Knows no model.
+
+Under `accelerate launch` or `torchrun` every process has a share of each step's passes; gradients are added up over
+processes, so that one and several take the same steps.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from meet_training.errors import TrainingError
 
 # Processor flags under which bfloat16 products are faster than float32 ones.
 FAST_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One process of a run, `rank` of `num_processes`."""
+
+    device: torch.device
+    rank: int = 0
+    num_processes: int = 1
+
+    @classmethod
+    def join(cls, wanted: Literal["auto", "cpu", "cuda"]) -> Machine:
+        """Finds the device and, where the process was launched as one of several, the others (by Accelerate)."""
+        device = choose_device(wanted)
+        if not torch.distributed.is_available() or "WORLD_SIZE" not in os.environ:
+            return cls(device)
+        from accelerate import PartialState
+
+        state = PartialState(cpu=device.type == "cpu")
+        return cls(state.device, state.process_index, state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and tells progress."""
+        return self.rank == 0
+
+    def share(self, passes: Sequence[T]) -> Sequence[T]:
+        """This process's part of a step's passes, which come longest first."""
+        return passes[self.rank :: self.num_processes]
+
+    def add(self, tensor: Tensor) -> None:
+        """Sums a tensor over processes, in place."""
+        if self.num_processes > 1:
+            torch.distributed.all_reduce(tensor)
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Sums gradients over processes; one that has none for a parameter counts as zero."""
+        if self.num_processes == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.num_processes > 1:
+            torch.distributed.barrier()
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:

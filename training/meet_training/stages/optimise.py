@@ -1,7 +1,7 @@
 """The one training loop, shared by both stages. Knows no preference by name and writes no file.
 
 Every group of parameters (a control, the language model) has its own optimiser, schedule and clipping, so that
-none touches another's parameters or statistics.
+none touches another's parameters or statistics. Several processes share the passes of every step.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from meet_training.controls.control import ControlSet
-from meet_training.data.batches import Item, Schedule, passes
+from meet_training.data.batches import UNCONTROLLED, Item, Schedule, passes
 from meet_training.errors import TrainingError
-from meet_training.stages.objective import collate, reply_nll
+from meet_training.stages.layout import Batch, lay_out
+from meet_training.stages.machine import Machine
+from meet_training.stages.objective import Objective, StepSizes
+from meet_training.stages.prompt_cache import PromptCache
+from meet_training.stages.reply_nll import reply_nll
+
+UNCONTROLLED_NAME = "uncontrolled"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
-    """How far a run is. `loss` is the mean over controls, nats per reply token, of the last step."""
+    """How far a run is. `loss` is the mean over controls of the last step, and `losses` that of each, in nats per
+    reply token where the objective is likelihood."""
 
     stage: str
     step: int
@@ -32,6 +39,7 @@ class TrainProgress:
     loss: float
     tokens_per_s: float
     seconds_left: float
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +64,13 @@ class ParameterGroup:
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
 
+    def takes_part(self, number: int) -> bool:
+        """Whether step `number` (from 0) moves this group."""
+        return number < self.config.num_steps
+
     def step(self, number: int) -> None:
-        """Takes step `number` (from 0), unless this group's steps are over, and forgets the gradients."""
-        if number < self.config.num_steps:
+        """Takes step `number`, unless this group's steps are over, and forgets the gradients."""
+        if self.takes_part(number):
             nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
             for group in self._optimiser.param_groups:
                 group["lr"] = self.config.learning_rate * rate(number, self.config.num_steps, self.config.warmup_share)
@@ -82,7 +94,7 @@ def rate(step: int, num_steps: int, warmup_share: float) -> float:
 
 @dataclass(slots=True)
 class Curve:
-    """Loss of each control at each of its steps, nats per reply token."""
+    """Loss of each control at each of its steps; of uncontrolled examples where there are some."""
 
     losses: dict[str, list[float]] = field(default_factory=dict)
 
@@ -97,14 +109,19 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
-    """What the loop itself must know."""
+    """What the loop itself must know. `uncontrolled_weight`: of their mean loss, where a control's has weight 1."""
 
     stage: str
+    machine: Machine
     tokens_per_pass: int
     pad_id: int
-    device: torch.device
     autocast: bool
     seed: int
+    objective: Objective = field(default_factory=Objective)
+    packed: bool = False
+    loss_chunk: int = 256
+    uncontrolled_weight: float = 1.0
+    prompt_cache: PromptCache | None = None
 
 
 def optimise(
@@ -126,39 +143,85 @@ def optimise(
         torch.manual_seed(config.seed * 1_000_003 + number)
         items = schedule.step(number)
         losses = backward(model, controls, items, config)
+        taking_part = [group for group in groups if group.takes_part(number)]
+        config.machine.add_gradients(parameter for group in taking_part for parameter in group.parameters)
         for group in groups:
             group.step(number)
-        for control, loss in losses.items():
-            curve.add(controls.names[control], loss)
+        named = {loss_name(controls, control): loss for control, loss in losses.items()}
+        for name, loss in named.items():
+            curve.add(name, loss)
         if after_step:
             after_step(number + 1)
         if on_progress:
-            on_progress(clock.after(number, items, sum(losses.values()) / len(losses)))
+            on_progress(clock.after(number, items, named))
+
+
+def loss_name(controls: ControlSet, control: int) -> str:
+    """What a loss is called in curves."""
+    return UNCONTROLLED_NAME if control == UNCONTROLLED else controls.names[control]
 
 
 def backward(model: nn.Module, controls: ControlSet, items: list[Item], config: LoopConfig) -> dict[int, float]:
-    """Adds to the gradients those of sum_k L_k, L_k being the mean over the reply tokens of control k in this
-    step, and returns every L_k. Rows of all controls go over the model together."""
-    num_tokens: dict[int, int] = {}
-    for item in items:
-        num_tokens[item.control] = num_tokens.get(item.control, 0) + len(item.rendered.reply_ids)
-    share = torch.zeros(len(controls.names), device=config.device)
-    for control, num in num_tokens.items():
-        share[control] = 1.0 / num
-    sums = torch.zeros(len(controls.names), device=config.device)
-    for group in passes(items, config.tokens_per_pass):
-        batch = collate(group, config.pad_id, config.device)
-        with controls.applied(batch.rows), _precision(config):
-            nll: Tensor = reply_nll(model, batch)
-            weighted = nll * share[batch.controls]
-            # Inside the block: under gradient checkpointing the forward pass runs again during this call.
-            torch.autograd.backward(weighted.sum())
-        sums.index_add_(0, batch.controls, weighted.detach())
-    return {control: float(sums[control]) for control in sorted(num_tokens)}
+    """Adds to the gradients those of sum_k L_k, L_k being the mean loss of control k in this step, and returns every
+    L_k. Rows of all controls go over the model together. Of several processes each adds its own share."""
+    sizes = StepSizes.of(items, len(controls.names), config.machine.device)
+    weights = torch.ones_like(sizes.num_tokens)
+    weights[UNCONTROLLED] = config.uncontrolled_weight
+    sums = torch.zeros_like(sizes.num_tokens)
+    for group in config.machine.share(passes(items, config.tokens_per_pass, packed=config.packed)):
+        losses = _losses(model, controls, group, sizes, config, weights)
+        sums += losses.detach()
+    config.machine.add(sums)
+    return {control: float(sums[control]) for control in sorted({item.control for item in items})}
+
+
+def _losses(
+    model: nn.Module,
+    controls: ControlSet,
+    group: list[Item],
+    sizes: StepSizes,
+    config: LoopConfig,
+    weights: Tensor,
+) -> Tensor:
+    """One pass: the losses of a group, (K + 1,), after their gradients were added."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(group, model)):
+        batch, given = _batch(model, controls, group, config)
+        with controls.applied(batch.token_controls), _precision(config):
+            nll = reply_nll(model, batch, chunk=config.loss_chunk, **given)
+            losses = config.objective.losses(nll, batch, sizes)
+            if losses.requires_grad:
+                # Inside the block: under gradient checkpointing the forward pass runs again during this call.
+                torch.autograd.backward((losses * weights).sum())
+    return losses
+
+
+def _learns(group: list[Item], model: nn.Module) -> bool:
+    """Whether anything gets a gradient from a group: uncontrolled examples move nothing but the model."""
+    if any(item.control != UNCONTROLLED for item in group):
+        return True
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return bool(head.weight.requires_grad) or any(parameter.requires_grad for parameter in model.parameters())
+
+
+def _batch(
+    model: nn.Module, controls: ControlSet, group: list[Item], config: LoopConfig
+) -> tuple[Batch, dict[str, Any]]:
+    """A group laid out, and the keys and values of its prompts where they are kept."""
+    if config.prompt_cache is not None and all(item.control != UNCONTROLLED for item in group):
+        return config.prompt_cache.lay_out(model, group, controls.virtual_ids, config.pad_id)
+    batch = lay_out(group, controls.virtual_ids, config.pad_id, config.machine.device, packed=config.packed)
+    return batch, {}
 
 
 def _precision(config: LoopConfig) -> Any:
-    return torch.autocast(config.device.type, torch.bfloat16) if config.autocast else nullcontext()
+    return torch.autocast(config.machine.device.type, torch.bfloat16) if config.autocast else nullcontext()
+
+
+@torch.no_grad()
+def losses_again(model: nn.Module, controls: ControlSet, items: list[Item], config: LoopConfig) -> dict[str, float]:
+    """The losses of a step's examples as the model and its controls are now."""
+    losses = backward(model, controls, items, config)
+    return {loss_name(controls, control): loss for control, loss in losses.items()}
 
 
 class _Clock:
@@ -167,14 +230,17 @@ class _Clock:
     def __init__(self, stage: str, schedule: Schedule, start: int) -> None:
         self._stage = stage
         self._num_steps = schedule.num_steps
-        done = sum(len(item.rendered) for n in range(start) for item in schedule.step(n))
+        done = sum(item.num_tokens for n in range(start) for item in schedule.step(n))
         self._left = schedule.num_tokens - done
         self._seen = 0
         self._since = time.monotonic()
 
-    def after(self, number: int, items: list[Item], loss: float) -> TrainProgress:
-        num = sum(len(item.rendered) for item in items)
+    def after(self, number: int, items: list[Item], losses: dict[str, float]) -> TrainProgress:
+        num = sum(item.num_tokens for item in items)
         self._seen += num
         self._left -= num
         speed = self._seen / max(1e-9, time.monotonic() - self._since)
-        return TrainProgress(self._stage, number + 1, self._num_steps, loss, speed, self._left / speed)
+        own = [loss for name, loss in losses.items() if name != UNCONTROLLED_NAME]
+        return TrainProgress(
+            self._stage, number + 1, self._num_steps, sum(own) / len(own), speed, self._left / speed, losses
+        )

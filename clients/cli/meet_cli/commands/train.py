@@ -66,6 +66,7 @@ def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tupl
         raise CommandError(f"{config.output} exists; give --overwrite to replace it, or another --output=FOLDER")
     from transformers.utils import logging
 
+    from meet_training.callbacks import Callback
     from meet_training.run import train as train_bundle
 
     logging.disable_progress_bar()  # its bars for loading and saving would break into ours
@@ -73,11 +74,15 @@ def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tupl
     started = time.monotonic()
     with telling() as tell:
 
-        def on_progress(progress: TrainProgress) -> None:
-            last[progress.stage] = progress
-            _tell(tell, progress)
+        class Telling(Callback):
+            def on_phase(self, what: str) -> None:
+                tell_step(what)
 
-        bundle = train_bundle(config, replace=overwrite, on_progress=on_progress, on_step=tell_step)
+            def on_step(self, progress: TrainProgress) -> None:
+                last[progress.stage] = progress
+                _tell(tell, progress)
+
+        bundle = train_bundle(config, replace=overwrite, callbacks=[Telling()])
     stages = [
         {"stage": p.stage, "steps": p.num_steps, "loss": p.loss, "tokens_per_s": p.tokens_per_s} for p in last.values()
     ]

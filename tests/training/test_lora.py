@@ -9,12 +9,24 @@ import pytest
 import torch
 from torch import nn
 
-from meet_training.config import LoraConfig
-from meet_training.controls.shared_lora import Routing, SharedLora, SharedLoraLinear, make_a, target_layers
+from meet_training.controls.lora import ControlledLinear, LoraTuning, Routing, make_a, target_layers
+from meet_training.controls_config import LoraConfig
 from meet_training.data.batches import Item
 from meet_training.data.render import Rendered
 from meet_training.errors import TrainingError
-from meet_training.stages.objective import collate, reply_nll
+from meet_training.stages.layout import lay_out
+from meet_training.stages.reply_nll import reply_nll
+
+CPU = torch.device("cpu")
+
+
+def rows(*controls: int) -> torch.Tensor:
+    """The control of each row, for all of its tokens."""
+    return torch.tensor(controls)[:, None]
+
+
+def no_virtual_ids(control: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return (), ()
 
 
 @pytest.fixture
@@ -24,7 +36,7 @@ def model(tiny_base: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
 
 
-def randomise(controls: SharedLora) -> None:
+def randomise(controls: LoraTuning) -> None:
     torch.manual_seed(1)
     with torch.no_grad():
         for k in range(len(controls.names)):
@@ -36,49 +48,49 @@ def test_each_row_gets_its_own_control_by_hand() -> None:
     base = nn.Linear(2, 1, bias=False)
     base.weight.data = torch.tensor([[1.0, 0.0]])
     routing = Routing()
-    layer = SharedLoraLinear(base, torch.tensor([[0.0, 1.0]]), num_controls=2, scale=2.0, routing=routing)
+    layer = ControlledLinear(base, [torch.tensor([[0.0, 1.0]])], num_controls=2, scale=2.0, routing=routing)
     layer.b[0].data = torch.tensor([[10.0]])
     layer.b[1].data = torch.tensor([[-1.0]])
     x = torch.tensor([[[1.0, 3.0]]]).repeat(3, 1, 1)
-    routing.set_rows((-1, 0, 1), x.device)
+    routing.route(rows(-1, 0, 1))
     assert layer(x).flatten().tolist() == [1.0, 1.0 + 2 * 10 * 3, 1.0 - 2 * 3]
-    routing.set_rows((1, 1, 1), x.device)
+    routing.route(rows(1, 1, 1))
     assert layer(x).flatten().tolist() == [-5.0] * 3
-    routing.set_rows((-1, -1, -1), x.device)
+    routing.route(rows(-1, -1, -1))
     assert layer(x).flatten().tolist() == [1.0] * 3
 
 
 def test_an_untrained_control_changes_nothing(model: Any) -> None:
     ids = torch.arange(20)[None]
     plain = model(ids).logits
-    controls = SharedLora(model, ("a", "b"), LoraConfig(), seed=0)
-    with controls.applied((1,)):
+    controls = LoraTuning(model, ("a", "b"), LoraConfig(), seed=0)
+    with controls.applied(rows(1)):
         assert torch.equal(model(ids).logits, plain)
 
 
 def test_a_mixed_batch_equals_each_row_alone(model: Any) -> None:
-    controls = SharedLora(model, ("a", "b", "c"), LoraConfig(), seed=0)
+    controls = LoraTuning(model, ("a", "b", "c"), LoraConfig(), seed=0)
     randomise(controls)
     ids = torch.randint(3, 250, (4, 12))
-    with controls.applied((-1, 0, 0, 2)):
+    with controls.applied(rows(-1, 0, 0, 2)):
         together = model(ids).logits
     for row, control in enumerate((-1, 0, 0, 2)):
-        with controls.applied((control,)):
+        with controls.applied(rows(control)):
             torch.testing.assert_close(model(ids[row : row + 1]).logits[0], together[row])
-    with controls.applied((0,)), torch.no_grad():
+    with controls.applied(rows(0)), torch.no_grad():
         controlled = model(ids[:1]).logits
     assert not torch.allclose(controlled[0], together[0])
 
 
 def test_a_is_shared_by_controls_and_by_layers_of_one_input(model: Any) -> None:
-    SharedLora(model, ("a", "b"), LoraConfig(rank=4), seed=0)
+    LoraTuning(model, ("a", "b"), LoraConfig(rank=4), seed=0)
     first = model.get_submodule("model.layers.0")
     assert torch.equal(first.self_attn.q_proj.a, first.self_attn.v_proj.a)
     assert torch.equal(first.mlp.gate_proj.a, first.mlp.up_proj.a)
     assert not torch.equal(first.self_attn.q_proj.a, first.self_attn.o_proj.a)
     assert not torch.equal(first.self_attn.q_proj.a, model.get_submodule("model.layers.1").self_attn.q_proj.a)
     a = make_a("model.layers.0.self_attn.q_proj", 4, 64, seed=0)
-    assert torch.equal(first.self_attn.q_proj.a, a)
+    assert torch.equal(first.self_attn.q_proj.a_of(1), a)
     assert float(a.abs().max()) <= 64**-0.5
     assert not torch.equal(a, make_a("model.layers.0.self_attn.q_proj", 4, 64, seed=1))
 
@@ -96,11 +108,11 @@ def test_exported_controls_are_what_peft_reads(model: Any, tiny_base: Path, tmp_
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    controls = SharedLora(model, ("a", "b"), LoraConfig(rank=4, alpha=12), seed=0)
+    controls = LoraTuning(model, ("a", "b"), LoraConfig(rank=4, alpha=12), seed=0)
     randomise(controls)
     controls.save(1, tmp_path / "b")
     ids = torch.randint(3, 250, (2, 9))
-    with controls.applied((1, 1)):
+    with controls.applied(rows(1, 1)):
         ours = model(ids).logits
     plain = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(plain, str(tmp_path / "b"))(ids).logits
@@ -113,24 +125,24 @@ def test_exported_controls_are_what_peft_reads(model: Any, tiny_base: Path, tmp_
 
 def test_detached_controls_leave_the_model_as_it_came(model: Any, tiny_base: Path) -> None:
     names = list(model.state_dict())
-    controls = SharedLora(model, ("a",), LoraConfig(), seed=0)
+    controls = LoraTuning(model, ("a",), LoraConfig(), seed=0)
     controls.detach(model)
     assert list(model.state_dict()) == names
 
 
-def test_collate_supervises_exactly_the_positions_that_predict_the_reply() -> None:
+def test_a_batch_supervises_exactly_the_positions_that_predict_the_reply() -> None:
     items = [Item(0, Rendered((5, 6, 7), (8, 9))), Item(1, Rendered((5,), (6,)))]
-    batch = collate(items, pad_id=0, device=torch.device("cpu"))
+    batch = lay_out(items, no_virtual_ids, 0, CPU)
     assert batch.ids.tolist() == [[5, 6, 7, 8, 9], [5, 6, 0, 0, 0]]
     assert batch.predicts.int().tolist() == [[0, 0, 1, 1, 0], [1, 0, 0, 0, 0]]
     assert batch.targets.tolist() == [8, 9, 6]
     assert batch.controls.tolist() == [0, 0, 1]
-    assert batch.rows == (0, 1)
+    assert batch.token_controls.tolist() == [[0], [1]]
 
 
 def test_the_objective_is_the_log_probability_of_the_reply(model: Any) -> None:
     items = [Item(0, Rendered((5, 6, 7), (8, 9))), Item(0, Rendered((5, 9), (6, 7, 8, 9, 10)))]
-    batch = collate(items, pad_id=0, device=torch.device("cpu"))
+    batch = lay_out(items, no_virtual_ids, 0, CPU)
     nll = reply_nll(model, batch)
     expected = []
     for item in items:

@@ -1,0 +1,80 @@
+"""Replies of the base itself, for uncontrolled examples: what the model does when nothing is asked of it.
+
+Sampled with transformers from the frozen base. Knows no control.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meet_bundle.bundle import write_atomically
+from meet_training.data.render import Rendered
+from meet_training.errors import TrainingError
+from meet_training.stages_config import UncontrolledConfig
+
+BATCH_SIZE = 16
+
+
+def base_replies(
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    config: UncontrolledConfig,
+    *,
+    eos_id: int,
+    pad_id: int,
+    seed: int,
+    file: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Rendered]:
+    """One sampled reply to each prompt, those left out that did not end within `max_new_tokens`.
+
+    What is done is kept in `file`, so that a killed run goes on there. Raises TrainingError where no reply ended.
+    """
+    done: list[list[list[int]]] = json.loads(file.read_text()) if file.is_file() else []
+    model.eval()
+    for start in range(len(done) * BATCH_SIZE, len(prompts), BATCH_SIZE):
+        torch.manual_seed(seed * 1_000_003 + start)  # each batch by itself, so that a resumed run draws the same
+        batch = prompts[start : start + BATCH_SIZE]
+        done.append(_sample(model, batch, config, eos_id=eos_id, pad_id=pad_id))
+        write_atomically(file, json.dumps(done).encode())
+        if on_progress:
+            on_progress(min(start + BATCH_SIZE, len(prompts)), len(prompts))
+    model.train()
+    replies = [reply for batch in done for reply in batch]
+    ended = [
+        Rendered(prompt, tuple(reply)) for prompt, reply in zip(prompts, replies, strict=True) if reply[-1:] == [eos_id]
+    ]
+    if not ended:
+        raise TrainingError(
+            f"uncontrolled.max_new_tokens: none of {len(prompts)} replies of the base ended within "
+            f"{config.max_new_tokens} tokens; allow more"
+        )
+    return ended
+
+
+@torch.no_grad()
+def _sample(
+    model: Any, prompts: Sequence[tuple[int, ...]], config: UncontrolledConfig, *, eos_id: int, pad_id: int
+) -> list[list[int]]:
+    """Ids of each reply, up to its end-of-turn token or the limit."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[*[pad_id] * (longest - len(p)), *p] for p in prompts], device=model.device)
+    mask = torch.tensor([[*[0] * (longest - len(p)), *[1] * len(p)] for p in prompts], device=model.device)
+    generated = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=config.max_new_tokens,
+        do_sample=True,
+        temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=eos_id,
+        pad_token_id=pad_id,
+    )
+    replies = generated[:, longest:].tolist()
+    return [reply[: reply.index(eos_id) + 1] if eos_id in reply else reply for reply in replies]
