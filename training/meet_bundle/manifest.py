@@ -74,7 +74,8 @@ class Probe(_Part):
 
     `controlled[i]` and `uncontrolled[i]` are ln p(token_ids[start + i] | token_ids[:start + i]) in nats, of
     the exported model with and without the control. `token_ids` holds no virtual tokens of a soft prompt: under
-    the control they are put where the placement says (`start` is where the rendered prompt ends).
+    the control they are put where the placement says (`start` is where the rendered prompt ends), and their ids
+    have no share of any probability.
     """
 
     token_ids: tuple[int, ...] = Field(min_length=2)

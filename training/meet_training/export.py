@@ -64,14 +64,14 @@ def _with_probes(folder: Path, manifest: Manifest, trained: Trained) -> Manifest
 
     # Read back, so that the probes are of the files.
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    proved = [
-        preference.model_copy(
-            update={"probe": make_probe(model, load_control(folder, manifest, name), trained.examples[name])}
-        )
-        for preference in manifest.preferences
-        for name in [preference.name]
-    ]
-    return manifest.model_copy(update={"preferences": tuple(proved)})
+    num_tokens = min((p.first_token_id for p in manifest.preferences if p.first_token_id is not None), default=None)
+
+    def proved(preference: Preference) -> Preference:
+        control = load_control(folder, manifest, preference.name)
+        probe = make_probe(model, control, trained.examples[preference.name], num_tokens)
+        return preference.model_copy(update={"probe": probe})
+
+    return manifest.model_copy(update={"preferences": tuple(map(proved, manifest.preferences))})
 
 
 def _preferences(trained: Trained, config: TrainConfig) -> tuple[Preference, ...]:
