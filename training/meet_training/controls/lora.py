@@ -60,15 +60,24 @@ class ControlledLinear(nn.Module):
     everybody's and never trained; else `a[k]` is trained with `b[k]`.
     """
 
-    def __init__(self, base: nn.Linear, a: Sequence[Tensor], num_controls: int, scale: float, routing: Routing) -> None:
-        """`a` is the one shared A, or the start of each control's own; layers of one input get the same ones."""
+    def __init__(
+        self,
+        base: nn.Linear,
+        a: Sequence[Tensor],
+        num_controls: int,
+        scale: float,
+        routing: Routing,
+        *,
+        share_a: bool = True,
+    ) -> None:
+        """`a` is the one shared A, or the start of each control's own; layers of one input get the same shared one."""
         super().__init__()
         self.base = base
         self.scale = scale
         self.routing = routing
         self.group = ""  # of layers that share input and A; empty: none does
         device = base.weight.device
-        self.shares_a = len(a) == 1
+        self.shares_a = share_a
         own = [tensor.to(device) for tensor in a]
         # A buffer that is not saved, and shared by the layers of a group; a parameter where it is trained.
         self.a: Any
@@ -129,7 +138,8 @@ class LoraTuning:
         for path, linear in target_layers(model, config.target_modules).items():
             draws = [""] if config.share_a else [f"{name}/" for name in names]
             a = [make_a(path, config.rank, linear.in_features, f"{draw}{seed}") for draw in draws]
-            layer = ControlledLinear(linear, a, len(names), config.alpha / config.rank, self._routing)
+            scale = config.alpha / config.rank
+            layer = ControlledLinear(linear, a, len(names), scale, self._routing, share_a=config.share_a)
             layer.group = _group(path) if config.share_a else ""
             parent, _, last = path.rpartition(".")
             setattr(model.get_submodule(parent), last, layer)
