@@ -10,37 +10,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from meet_bundle.manifest import check_label
+from meet_training.data_config import DataConfig, check_weights
+from meet_training.data_config import Section as _Section
 from meet_training.errors import TrainingError
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ColumnNames(_Section):
-    """Which field of a row holds what. A row has either a prompt or messages."""
-
-    prompt: str = "prompt"
-    messages: str = "messages"
-    reply: str = "reply"
-    preference: str = "preference"
-
-
-class DataConfig(_Section):
-    """One file of pointwise preference data: a prompt, a reply and the preference that the reply shows."""
-
-    path: Path = Field(description="JSON or JSON Lines, gzipped or not; relative to the configuration file")
-    columns: ColumnNames = ColumnNames()
-    where: dict[str, Any] = Field(
-        default_factory=dict, description="keep only rows whose field has this value, or one of these values"
-    )
-    labels: dict[str, str] = Field(
-        default_factory=dict,
-        description="label in the file -> preference; where given, rows with other labels are left out",
-    )
 
 
 class PreferenceConfig(_Section):
@@ -127,11 +102,13 @@ class TrainConfig(_Section):
             for label, preference in self.preferences.items()
             if preference.opposite is not None
         }
-        named |= {f"data.{i}.labels": list(data.labels.values()) for i, data in enumerate(self.data)}
+        for i, data in enumerate(self.data):
+            named |= {f"data.{i}.{field}": labels for field, labels in data.preferences_named().items()}
         for field, labels in named.items():
             for label in labels:
                 if label not in self.preferences:
                     raise ValueError(f"{field} names {label!r}; the preferences are {known}")
+        check_weights(self.data)
         return self
 
 
@@ -147,8 +124,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
         raise TrainingError(f"{path}: {describe(error)}") from None
-    data = tuple(d.model_copy(update={"path": path.parent / d.path}) for d in config.data)
-    return config.model_copy(update={"data": data})
+    return config.model_copy(update={"data": tuple(data.relative_to(path.parent) for data in config.data)})
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
