@@ -43,6 +43,8 @@ def generate(config: Path, engine_args: tuple[str, ...], json_file: Path | None)
     from meet_training.data.generate_config import load_generate_config
 
     loaded = load_generate_config(config)
+    if loaded.base_url is not None and engine_args:
+        raise click.UsageError("engine arguments are of no use where the configuration has a base_url")
     with _endpoint(loaded, engine_args) as base_url:
         report = _generate(loaded, base_url)
     click.echo(report.table())
@@ -51,11 +53,14 @@ def generate(config: Path, engine_args: tuple[str, ...], json_file: Path | None)
 
 
 @contextmanager
-def _endpoint(config: GenerateConfig, engine_args: tuple[str, ...]) -> Iterator[str]:
-    """Base URL of the endpoint that the configuration names, or of a server of our own for its model."""
-    if config.base_url is not None:
-        if engine_args:
-            raise click.UsageError("engine arguments are of no use where the configuration has a base_url")
+def _endpoint(config: GenerateConfig, engine_args: tuple[str, ...]) -> Iterator[str | None]:
+    """Base URL of the endpoint that the configuration names, or of a server of our own for its model.
+
+    None where every sample is kept already, so that nobody need be asked.
+    """
+    from meet_training.data.generate import num_missing
+
+    if config.base_url is not None or not num_missing(config):
         yield config.base_url
         return
     require_engine("meet data generate, without a base_url in its configuration,")
@@ -68,7 +73,7 @@ def _endpoint(config: GenerateConfig, engine_args: tuple[str, ...]) -> Iterator[
         yield f"{server.url}/v1"
 
 
-def _generate(config: GenerateConfig, base_url: str) -> Report:
+def _generate(config: GenerateConfig, base_url: str | None) -> Report:
     from meet_training.data.generate import generate as generate_data
 
     with telling() as tell:
