@@ -164,7 +164,7 @@ class TestEval:
             ('{"prompt": "a"', "not JSON"),
             (
                 '{"messages": [{"role": "assistant", "content": "a"}]}',
-                "must end with the user's message, found 'assistant'",
+                "must end with the user's message",
             ),
         ],
     )

@@ -119,7 +119,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     content = read_yaml(path)
     for override in overrides:
-        _apply(content, override)
+        apply_override(content, override)
     try:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
@@ -154,7 +154,8 @@ def describe(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Sets one field of a configuration that is not checked yet. Raises TrainingError where there is no such place."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise TrainingError(f"override {override!r}: expected field=value, for example stage1.epochs=3")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from meet_training.data.example import Example
+from meet_training.data.example import Example, Message
 from meet_training.data.levels import Ends, ends_by_quantile, ends_by_score
-from meet_training.data.parsing import Labelled, labelled, score_of, uncontrolled
-from meet_training.data.recognise import Recognised, recognise
+from meet_training.data.parsing import Labelled, asked, labelled, score_of, uncontrolled
+from meet_training.data.recognise import Columns, Recognised, columns_of, recognise
 from meet_training.data.sources import OnRead, Row, RowError, expand, read_rows
 from meet_training.data_config import DataConfig
 
@@ -56,6 +56,22 @@ class DataSet:
                 yield uncontrolled(row, self.data, self.recognised)
             except RowError as error:
                 self._leave_out(error)
+
+    def asked(self) -> Iterator[tuple[tuple[Message, ...], str | Message | None]]:
+        """The conversation of every row, with its reply where it has one; no label is needed. Raises TrainingError."""
+        columns: Columns | None = None
+        for row in self._kept_rows():
+            columns = columns or columns_of(self.data, row)
+            try:
+                yield asked(row, columns)
+            except RowError as error:
+                self._leave_out(error)
+
+    def recognise(self) -> Recognised | None:
+        """The form by the first row, or None where there is no row; whether the options suit it is not asked."""
+        row = next(self._kept_rows(), None)
+        self.num_rows = 0
+        return None if row is None else recognise(self.data, row, labelled=False)
 
     def _kept_rows(self) -> Iterator[Row]:
         wanted = self.data.where.items()

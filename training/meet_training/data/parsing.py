@@ -50,6 +50,20 @@ def uncontrolled(row: Row, data: DataConfig, recognised: Recognised) -> Example:
     return Example(messages, reply, UNCONTROLLED, tools=tools, supervise=data.supervise)
 
 
+def asked(row: Row, columns: Columns) -> tuple[tuple[Message, ...], str | Message | None]:
+    """The conversation of a row that may or may not have a reply, and the reply. Raises RowError."""
+    if row.fields.get(columns.chosen) is not None:
+        dialogue = columns.prompt not in row.fields and conversations.is_dialogue(row.fields[columns.chosen])
+        return _side(row, columns, columns.chosen, dialogue=dialogue)
+    if row.fields.get(columns.messages) is not None and columns.reply not in row.fields:
+        messages = conversations.messages_of(row, columns.messages)
+        if messages[-1]["role"] != "assistant":
+            return messages, None
+    elif row.fields.get(columns.reply) is None:
+        return conversations.prompt_of(row, columns.prompt), None
+    return _conversation(row, columns)
+
+
 def score_of(row: Row, field: str) -> float:
     """A number, or the text of one. Raises RowError."""
     value = conversations.value_of(row, field)

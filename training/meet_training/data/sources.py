@@ -64,7 +64,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 def read_rows(path: Path, on_read: OnRead | None = None) -> Iterator[Row]:
     """The rows of a JSON, JSON Lines, CSV or Parquet file, gzipped or not. Blank lines are passed over.
 
-    `on_read` hears every now and then how far it is. Raises TrainingError where the file cannot be read or a
+    `on_read` hears every now and then how far it is, of a short file nothing. Raises TrainingError where the file cannot be read or a
     line is no row.
     """
     if not path.name.endswith(SUFFIXES):
@@ -77,11 +77,12 @@ def read_rows(path: Path, on_read: OnRead | None = None) -> Iterator[Row]:
         with _open_text(path) as (text, raw):
             size = path.stat().st_size
             readers = {".jsonl": _json_lines, ".json": _json_list, ".csv": _csv}
+            count = 0
             for count, row in enumerate(readers[kind](path, text), 1):
                 if on_read and count % TOLD_EVERY == 0:
                     on_read(path, raw.tell(), size)
                 yield row
-            if on_read:
+            if on_read and count >= TOLD_EVERY:
                 on_read(path, size, size)
     except (OSError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -147,7 +148,7 @@ def _parquet(path: Path, on_read: OnRead | None) -> Iterator[Row]:
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(str(path), number, fields)
-                if on_read:
+                if on_read and size >= TOLD_EVERY:
                     on_read(path, number, size)
     except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split()).rstrip(".")
