@@ -173,12 +173,12 @@ class TestGenerate:
         """What `generate` was asked for; it makes nothing."""
         asked: list[tuple[Any, str]] = []
 
-        async def generate(config: Any, base_url: str, *, progress: Callable[[Any], None]) -> Any:
+        async def generate(config: Any, base_url: str | None, *, progress: Callable[[Any], None]) -> Any:
             asked.append((config, base_url))
             progress(SimpleNamespace(num_done=3, num_requests=4, num_tokens=300, elapsed_s=2.0))
             return SimpleNamespace(table=lambda: "the table", rows=3, model_dump=lambda mode: {"rows": 3})
 
-        module("meet_training.data.generate", generate=generate)
+        module("meet_training.data.generate", generate=generate, num_missing=lambda config: 1)
         return asked
 
     @pytest.fixture
@@ -224,6 +224,25 @@ class TestGenerate:
         assert made[0][1].startswith("http://127.0.0.1:")
         assert made[0][1].endswith("/v1")
 
+    def test_nothing_is_served_where_nothing_is_missing(
+        self,
+        meet: Callable[..., Any],
+        made: list[Any],
+        generate_yaml: Callable[[str], Path],
+        module: Callable[..., None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from meet_training.data.generate import generate
+
+        def serve(*_: object) -> list[str]:
+            raise AssertionError("a server was asked for")
+
+        module("meet_training.data.generate", generate=generate, num_missing=lambda config: 0)
+        monkeypatch.setattr("meet_cli.commands.data.plain_server_command", serve)
+        outcome = meet("data", "generate", str(generate_yaml("model: /some/model")))
+        assert outcome.exit_code == 0, outcome.err
+        assert made[0][1] is None
+
     def test_engine_arguments_for_an_endpoint_are_a_mistake(
         self, meet: Callable[..., Any], generate_yaml: Callable[[str], Path]
     ) -> None:
@@ -236,6 +255,6 @@ class TestGenerate:
         async def generate(config: Any, base_url: str, *, progress: Any) -> Any:
             raise MeetError("no such prompts")
 
-        module("meet_training.data.generate", generate=generate)
+        module("meet_training.data.generate", generate=generate, num_missing=lambda config: 1)
         outcome = meet("data", "generate", str(generate_yaml("base_url: http://there/v1")))
         assert (outcome.exit_code, outcome.err) == (2, "meet: error: no such prompts\n")

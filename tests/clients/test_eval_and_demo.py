@@ -160,9 +160,12 @@ class TestEval:
         ("row", "words"),
         [
             ("{}", "expected one of the fields `prompt` and `messages`, found nothing"),
-            ('{"prompt": 1}', "prompt: expected text, found 1"),
+            ('{"prompt": 1}', "field 'prompt' must be text that is not empty, found 1"),
             ('{"prompt": "a"', "not JSON"),
-            ('{"messages": [{"role": "assistant", "content": "a"}]}', "the last message must be the user's"),
+            (
+                '{"messages": [{"role": "assistant", "content": "a"}]}',
+                "must end with the user's message",
+            ),
         ],
     )
     def test_bad_data_is_named(

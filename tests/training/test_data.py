@@ -52,7 +52,7 @@ BAD_FILES = {
     "z.json": (b'{"a": 1}', r"z\.json: expected a list of objects, found dict"),
     "u.jsonl": (b"\xff\xfe\n", r"u\.jsonl is not UTF-8"),
     "v.jsonl.gz": (b"not gzip", r"v\.jsonl\.gz cannot be read"),
-    "w.csv": (b"a,b", r"w\.csv: data files end in \.jsonl"),
+    "w.txt": (b"a,b", r"w\.txt: data files end in \.jsonl"),
     "missing.jsonl": (None, r"missing\.jsonl cannot be read: No such file"),
 }
 

@@ -336,11 +336,14 @@ class TestPrompts:
         ("row", "words"),
         [
             ('{"prompt": "a", "messages": []}', "expected one of the fields"),
-            ('{"prompt": " "}', "prompt: expected text, found ' '"),
-            ('{"messages": []}', "messages: expected a list of messages, found []"),
-            ('{"messages": [{"content": "a"}]}', "messages.0.role"),
-            ('{"messages": [{"role": "user", "content": 3}]}', "messages.0.content: expected text, found 3"),
-            ("[]", "expected an object with `prompt` or `messages`, found list"),
+            ('{"prompt": " "}', "field 'prompt' must be text that is not empty, found ' '"),
+            ('{"messages": []}', "field 'messages' must be a list of messages, found []"),
+            ('{"messages": [{"content": "a"}]}', "field 'messages.0' must have role and content"),
+            (
+                '{"messages": [{"role": "user", "content": 3}]}',
+                "field 'messages.0.content' must be text that is not empty, found 3",
+            ),
+            ("[]", "expected an object, found list"),
         ],
     )
     def test_mistakes_name_file_line_and_field(self, tmp_path: Path, row: str, words: str) -> None:

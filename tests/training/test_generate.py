@@ -18,8 +18,9 @@ from meet_training.data.generate import (
     Report,
     generate,
     load_generate_config,
+    num_missing,
 )
-from meet_training.data.sampling import read_samples, seed_for
+from meet_training.data.sampling import SampleFile, seed_for
 from meet_training.data.selection import Reason, Sample, choose, quantiles, reason_against, repeated_ngrams
 from meet_training.errors import TrainingError
 
@@ -308,7 +309,7 @@ def test_goes_on_after_a_line_written_in_half(tmp_path: Path) -> None:
     run(config, again)
     assert len(again.bodies) == 3
     assert (tmp_path / "data.jsonl").read_bytes() == whole
-    assert len(read_samples(config.samples_path)) == 6
+    assert len(SampleFile(config.samples_path)) == 6
 
 
 def test_a_finished_run_asks_nothing_and_new_settings_ask_again(tmp_path: Path) -> None:
@@ -319,10 +320,20 @@ def test_a_finished_run_asks_nothing_and_new_settings_ask_again(tmp_path: Path) 
     assert (len(same.bodies), len(hotter.bodies)) == (0, 6)
 
 
+def test_what_is_missing_is_known_before_anybody_is_asked(tmp_path: Path) -> None:
+    config = load_generate_config(write_config(tmp_path))
+    assert num_missing(config) == 6
+    with pytest.raises(TrainingError, match="base_url: none, and samples of 6 requests are missing"):
+        asyncio.run(generate(config, None))
+    run(config, Endpoint())
+    assert num_missing(config) == 0
+    assert asyncio.run(generate(config, None)).rows == 6
+
+
 def test_a_spoilt_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     config = load_generate_config(write_config(tmp_path))
     config.samples_path.write_text('{"key": 1}\n')
-    with pytest.raises(TrainingError, match=r"samples\.jsonl:1: is no record"):
+    with pytest.raises(TrainingError, match=r"samples\.jsonl:1: not a kept record of samples"):
         run(config, Endpoint())
 
 
@@ -337,7 +348,7 @@ def test_an_endpoint_that_fails_keeps_what_was_sampled_and_the_old_output(tmp_pa
     with pytest.raises(TrainingError, match="http://fake/v1"):
         run(config, served)
     assert (tmp_path / "data.jsonl").read_text() == "old\n"
-    assert len(read_samples(config.samples_path)) == 2
+    assert len(SampleFile(config.samples_path)) == 2
 
 
 # Configurations that are refused
@@ -395,10 +406,13 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str | None, me
     ("content", "message"),
     [
         ("", "holds no prompt"),
-        ("{\n", r"prompts\.jsonl:1: is not JSON"),
-        ('{"text": "a"}\n', r"prompts\.jsonl:1: prompt = None"),
-        ('{"prompt": "a", "subject": 3}\n', "subject = 3"),
-        ('{"prompt": "a"}\n{"prompt": "a"}\n', r"prompts\.jsonl:2: prompt 'a' occurs twice"),
+        ("{\n", r"prompts\.jsonl:1: not JSON"),
+        ('{"text": "a"}\n', r"prompts\.jsonl:1: field 'prompt' is missing; the row has text"),
+        ('{"prompt": "a", "subject": 3}\n', "field 'subject' must be text, or be left out, found 3"),
+        (
+            '{"prompt": "a"}\n{"prompt": "a"}\n',
+            r"prompts\.jsonl:2: field 'prompt' must be a new one, found 'a' a second time",
+        ),
     ],
 )
 def test_prompts_that_are_refused(tmp_path: Path, content: str, message: str) -> None:

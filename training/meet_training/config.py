@@ -13,8 +13,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from meet_bundle.manifest import check_label
-from meet_training.controls_config import PEAK_LEARNING_RATES, ControlsConfig, LoraConfig, Section, SoftPromptConfig
+from meet_training.controls_config import PEAK_LEARNING_RATES, ControlsConfig, LoraConfig, SoftPromptConfig
+from meet_training.data_config import DataConfig, check_weights
 from meet_training.errors import TrainingError
+from meet_training.section import Section
 from meet_training.stages_config import (
     MODEL_LEARNING_RATES,
     ObjectiveConfig,
@@ -23,29 +25,6 @@ from meet_training.stages_config import (
     Stage2Config,
     UncontrolledConfig,
 )
-
-
-class ColumnNames(Section):
-    """Which field of a row holds what. A row has either a prompt or messages."""
-
-    prompt: str = "prompt"
-    messages: str = "messages"
-    reply: str = "reply"
-    preference: str = "preference"
-
-
-class DataConfig(Section):
-    """One file of pointwise preference data: a prompt, a reply and the preference that the reply shows."""
-
-    path: Path = Field(description="JSON or JSON Lines, gzipped or not; relative to the configuration file")
-    columns: ColumnNames = ColumnNames()
-    where: dict[str, Any] = Field(
-        default_factory=dict, description="keep only rows whose field has this value, or one of these values"
-    )
-    labels: dict[str, str] = Field(
-        default_factory=dict,
-        description="label in the file -> preference; where given, rows with other labels are left out",
-    )
 
 
 class PreferenceConfig(Section):
@@ -108,11 +87,13 @@ class TrainConfig(Section):
             for label, preference in self.preferences.items()
             if preference.opposite is not None
         }
-        named |= {f"data.{i}.labels": list(data.labels.values()) for i, data in enumerate(self.data)}
+        for i, data in enumerate(self.data):
+            named |= {f"data.{i}.{field}": labels for field, labels in data.preferences_named().items()}
         for field, labels in named.items():
             for label in labels:
                 if label not in self.preferences:
                     raise ValueError(f"{field} names {label!r}; the preferences are {known}")
+        check_weights(self.data)
         self._stages_hang_together()
         return self
 
@@ -141,6 +122,17 @@ class TrainConfig(Section):
         )
         return self.model_copy(update={"stage1": stage1, "stage2": stage2})
 
+    def without_folders(self) -> TrainConfig:
+        """The same with bare file names, for a bundle: where things lay is one machine's business."""
+        own = tuple(data.without_folders() for data in self.uncontrolled.data)
+        return self.model_copy(
+            update={
+                "data": tuple(data.without_folders() for data in self.data),
+                "uncontrolled": self.uncontrolled.model_copy(update={"data": own}),
+                "start_from": Path(self.start_from.name) if self.start_from else None,
+            }
+        )
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a configuration; `overrides` are `stage1.epochs=3` and the like, their values read as YAML.
@@ -149,13 +141,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """
     content = read_yaml(path)
     for override in overrides:
-        _apply(content, override)
+        apply_override(content, override)
     try:
         config = TrainConfig.model_validate(content)
     except ValidationError as error:
         raise TrainingError(f"{path}: {describe(error)}") from None
-    data = tuple(d.model_copy(update={"path": path.parent / d.path}) for d in config.data)
-    return config.model_copy(update={"data": data})
+    here = path.parent
+    own = tuple(data.relative_to(here) for data in config.uncontrolled.data)
+    return config.model_copy(
+        update={
+            "data": tuple(data.relative_to(here) for data in config.data),
+            "uncontrolled": config.uncontrolled.model_copy(update={"data": own}),
+        }
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -185,7 +183,8 @@ def describe(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Sets one field of a configuration that is not checked yet. Raises TrainingError where there is no such place."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise TrainingError(f"override {override!r}: expected field=value, for example stage1.epochs=3")

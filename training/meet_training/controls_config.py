@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from meet_training.section import Section
 
 ControlKind = Literal["lora", "soft_prompt"]
-
-
-class Section(BaseModel):
-    """Base of every part of a configuration: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class LoraConfig(Section):

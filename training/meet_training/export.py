@@ -94,12 +94,8 @@ def _preferences(trained: Trained, config: TrainConfig) -> tuple[Preference, ...
 
 
 def _manifest(trained: Trained, config: TrainConfig) -> Manifest:
-    resolved = config.model_dump(mode="json", exclude={"output", "trackers"})
-    # Where the data lay is this machine's business; its digest says what it was.
-    for data in resolved["data"]:
-        data["path"] = Path(data["path"]).name
     made: dict[str, Any] = {
-        "config": resolved,
+        "config": config.without_folders().model_dump(mode="json", exclude={"output", "trackers"}),
         "data_digest": trained.data_digest,
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "final_loss": {stage: _final_losses(curve) for stage, curve in trained.record.curves.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ class Run:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         check_tokenizer(self.tokenizer, config.base)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        examples = forms.for_objective(examples, self.config)
         self.rendered: dict[str, list[Rendered]] = render_all(examples, self.tokenizer, config.max_length)
         self.data_digest = forms.digest(examples)
         self.base = describe_base(config.base, folder)
@@ -124,18 +126,7 @@ class Run:
         model = self.load_model(self.dtype)
         model.requires_grad_(False)
         if any(shares):
-            self.callbacks.on_phase("sampling replies of the base itself")
-            prompts = [r.prompt_ids for group in self.rendered.values() for r in group]
-            num = num_uncontrolled(len(prompts), max(shares))
-            self.uncontrolled = base_replies(
-                model,
-                list(dict.fromkeys(prompts))[:num],
-                self.config.uncontrolled,
-                eos_id=int(self.tokenizer.eos_token_id),
-                pad_id=self.pad_id,
-                seed=self.config.seed,
-                file=self.checkpoints.file("base_replies.json"),
-            )
+            self.uncontrolled = self._uncontrolled(model, max(shares))
         if wants_pairs:
             self.callbacks.on_phase("log-probabilities of all pairs under the base")
             pairs = [r for group in self.rendered.values() for r in group if r.rejected_ids is not None]
@@ -146,6 +137,25 @@ class Run:
                     model, pairs, self.config.tokens_per_pass, pad_id=self.pad_id, device=self.machine.device
                 ),
             )
+
+    def _uncontrolled(self, model: PreTrainedModel, share: float) -> list[Rendered]:
+        """As many uncontrolled examples as make up a share of all: from data, or the base is asked."""
+        prompts = [r.prompt_ids for group in self.rendered.values() for r in group]
+        num, said = num_uncontrolled(len(prompts), share), self.config.uncontrolled
+        if said.data:
+            examples = forms.load_uncontrolled(said.data, limit=num, seed=self.config.seed)
+            group = [replace(example, rejected=None) for example in examples]
+            return render_all({"uncontrolled": group}, self.tokenizer, self.config.max_length)["uncontrolled"]
+        self.callbacks.on_phase("sampling replies of the base itself")
+        return base_replies(
+            model,
+            list(dict.fromkeys(prompts))[:num],
+            said,
+            eos_id=int(self.tokenizer.eos_token_id),
+            pad_id=self.pad_id,
+            seed=self.config.seed,
+            file=self.checkpoints.file("base_replies.json"),
+        )
 
     def stage1(self, saved: dict[str, Any] | None = None) -> dict[str, Any]:
         """Tunes the controls on the frozen model; returns their state."""

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from meet_training.controls_config import Section
+from meet_training.data_config import DataConfig
+from meet_training.section import Section
 
 # Peak learning rates of the language model in stage 2: whole, and where a LoRA of it is tuned and then merged.
 MODEL_LEARNING_RATES = {"whole": 3e-5, "lora": 3e-4}
@@ -77,10 +78,12 @@ class ObjectiveConfig(Section):
 
 
 class UncontrolledConfig(Section):
-    """Where uncontrolled examples come from, where `data` under it names none: the base replies itself."""
+    """Where uncontrolled examples come from: data of the base's own replies or, where none is named, the base itself,
+    which is asked the prompts of the training data."""
 
+    data: tuple[DataConfig, ...] = Field(default=(), description="prompts and replies; labels are not read")
     max_new_tokens: int = Field(
-        default=128, ge=1, description="longest reply that the base is let give; longer ones are left out"
+        default=128, ge=1, description="longest reply that the base is let give; those it does not end are left out"
     )
     temperature: float = Field(default=1.0, gt=0, description="1 samples what the base does, neither more nor less")
 

@@ -1,31 +1,34 @@
-"""From rows of pointwise data to examples: who said what, and which preference the reply shows.
+"""From data sets to the examples of every preference: all of them, or drawn by the seed and mixed by weight.
 
-Pure but for reading the files that the configuration names. Knows no tokens.
+Knows no tokens, and of files only that somebody reads them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from meet_training.config import ColumnNames, DataConfig, TrainConfig
-from meet_training.data.sources import Row, read_rows
+from meet_training.config import TrainConfig
+from meet_training.data.dataset import DataSet, open_data
+from meet_training.data.drawing import Mixture
+from meet_training.data.example import UNCONTROLLED, Example, Message
+from meet_training.data_config import DataConfig
 from meet_training.errors import TrainingError
 
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A conversation up to the reply, the reply, and the preference that the reply shows."""
-
-    messages: tuple[Message, ...]
-    reply: str
-    preference: str
+__all__ = [
+    "UNCONTROLLED",
+    "Example",
+    "Message",
+    "digest",
+    "for_objective",
+    "gather",
+    "load_examples",
+    "load_uncontrolled",
+    "pair_up",
+]
 
 
 def load_examples(config: TrainConfig) -> dict[str, list[Example]]:
@@ -33,88 +36,115 @@ def load_examples(config: TrainConfig) -> dict[str, list[Example]]:
 
     Raises TrainingError where data is empty, has one label only, or has none of a preference.
     """
-    found: dict[str, list[Example]] = {label: [] for label in config.preferences}
-    files = ", ".join(str(data.path) for data in config.data)
+    return gather(config, [open_data(data) for data in config.data])
+
+
+def gather(config: TrainConfig, data_sets: Sequence[DataSet]) -> dict[str, list[Example]]:
+    """The same from data sets that are open already. Holds no more examples than it returns."""
+    weights = [data_set.data.weight for data_set in data_sets]
+    found: dict[str, Mixture[Example]] = {
+        label: Mixture(weights, config.examples_per_preference, f"{config.seed}/{label}")
+        for label in config.preferences
+    }
     seen: set[str] = set()
-    for data in config.data:
-        for label, example in pointwise(read_rows(data.path), data):
+    for number, data_set in enumerate(data_sets):
+        for label, example in data_set.labelled():
             seen.add(label)
             if example is None:
                 continue
             if example.preference not in found:
-                known = ", ".join(found)
                 raise TrainingError(
-                    f"{data.path}: label {label!r} is none of the preferences ({known}); name it under "
-                    f"`preferences`, or map it under `labels`"
+                    f"{data_set.data.source}: label {label!r} is none of the preferences ({', '.join(found)}); name "
+                    f"it under `preferences`, or map it under `labels`"
                 )
-            found[example.preference].append(example)
+            found[example.preference].offer(number, example)
+    drawn = {label: mixture.drawn() for label, mixture in found.items()}
+    _check_labels(drawn, seen, ", ".join(data_set.data.source for data_set in data_sets))
+    return drawn
+
+
+def load_uncontrolled(configs: Sequence[DataConfig], *, limit: int | None = None, seed: int = 0) -> list[Example]:
+    """Replies that no control is to learn: every reply of the data, whatever its label, of a pair the chosen one.
+
+    At most `limit` of them, drawn by the seed. Raises TrainingError where there is none.
+    """
+    mixture: Mixture[Example] = Mixture([data.weight for data in configs], limit, f"{seed}/uncontrolled")
+    for number, data in enumerate(configs):
+        for example in open_data(data).uncontrolled():
+            mixture.offer(number, example)
+    if not (drawn := mixture.drawn()):
+        raise TrainingError(f"{', '.join(data.source for data in configs)}: no rows")
+    return drawn
+
+
+def for_objective(examples: Mapping[str, Sequence[Example]], config: TrainConfig) -> dict[str, list[Example]]:
+    """The examples with their pairs, where the preference objective is to see them, or without.
+
+    Raises TrainingError where that objective finds no pair of a preference.
+    """
+    if config.objective.kind == "likelihood":
+        return {label: [replace(example, rejected=None) for example in group] for label, group in examples.items()}
+    paired = pair_up(examples, {label: said.opposite for label, said in config.preferences.items()})
+    if without := [label for label, group in paired.items() if all(example.rejected is None for example in group)]:
+        raise TrainingError(
+            f"objective.kind: 'preference' needs pairs, and {', '.join(without)} has none; give pairwise data, or "
+            f"replies of its `opposite` to the same prompts"
+        )
+    return paired
+
+
+def pair_up(examples: Mapping[str, Sequence[Example]], opposites: Mapping[str, str | None]) -> dict[str, list[Example]]:
+    """Gives examples without a rejected reply one that the opposite preference has to the same prompt.
+
+    Where several replies answer a prompt, the first of one side gets the first of the other, and so on round.
+    Examples that have one already, that learn earlier turns too, or whose prompt has no reply of the opposite
+    stay as they are.
+    """
+    by_prompt = {label: _by_prompt(group) for label, group in examples.items()}
+    paired: dict[str, list[Example]] = {}
+    for label, group in examples.items():
+        others = by_prompt.get(opposites.get(label) or "", {})
+        turn: dict[str, int] = defaultdict(int)
+        paired[label] = []
+        for example in group:
+            prompt = _prompt_key(example)
+            replies = others.get(prompt, [])
+            if replies and example.rejected is None and example.supervise == "last":
+                rejected = replies[turn[prompt] % len(replies)]
+                turn[prompt] += 1
+                example = replace(example, rejected=rejected) if rejected != example.reply else example
+            paired[label].append(example)
+    return paired
+
+
+def digest(examples: Mapping[str, Sequence[Example]]) -> str:
+    """SHA-256 of what is trained on, in order."""
+    hashed = hashlib.sha256()
+    for label, group in examples.items():
+        for example in group:
+            content = [label, example.messages, example.reply, example.rejected, example.tools, example.supervise]
+            hashed.update(json.dumps(content, sort_keys=True).encode())
+    return hashed.hexdigest()
+
+
+def _check_labels(drawn: Mapping[str, Sequence[Example]], seen: set[str], sources: str) -> None:
     if not seen:
-        raise TrainingError(f"{files}: no rows")
+        raise TrainingError(f"{sources}: no rows")
     if len(seen) == 1:
         raise TrainingError(
-            f"{files}: every row has the label {seen.pop()!r}; a control is told apart from at least one other"
+            f"{sources}: every row has the label {seen.pop()!r}; a control is told apart from at least one other"
         )
-    if missing := [label for label, examples in found.items() if not examples]:
-        raise TrainingError(f"{files}: no example of {', '.join(missing)}; labels found: {', '.join(sorted(seen))}")
-    return {
-        label: draw(examples, config.examples_per_preference, f"{config.seed}/{label}")
-        for label, examples in found.items()
-    }
+    if missing := [label for label, group in drawn.items() if not group]:
+        raise TrainingError(f"{sources}: no example of {', '.join(missing)}; labels found: {', '.join(sorted(seen))}")
 
 
-def draw(examples: list[Example], num: int | None, seed: str) -> list[Example]:
-    """At most `num` of the examples, drawn by the seed, in their own order."""
-    if num is None or len(examples) <= num:
-        return examples
-    chosen = sorted(random.Random(seed).sample(range(len(examples)), num))  # noqa: S311 - a draw, no secret
-    return [examples[i] for i in chosen]
+def _prompt_key(example: Example) -> str:
+    return json.dumps([example.messages, example.tools], sort_keys=True)
 
 
-def pointwise(rows: Iterable[Row], data: DataConfig) -> Iterator[tuple[str, Example | None]]:
-    """The label of every row that `data.where` keeps, with its example; None where `data.labels` leaves it out."""
-    columns = data.columns
-    for row in rows:
-        if not all(_matches(row.fields.get(field), wanted) for field, wanted in data.where.items()):
-            continue
-        label = _text(row, columns.preference)
-        preference = data.labels.get(label) if data.labels else label
-        if preference is None:
-            yield label, None
-        else:
-            yield label, Example(_messages(row, columns), _text(row, columns.reply), preference)
-
-
-def digest(examples: dict[str, list[Example]]) -> str:
-    """SHA-256 of what is trained on, in order."""
-    content = [
-        [label, [[list(example.messages), example.reply] for example in group]] for label, group in examples.items()
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _matches(value: Any, wanted: Any) -> bool:
-    return value in wanted if isinstance(wanted, list) else value == wanted
-
-
-def _text(row: Row, field: str) -> str:
-    if field not in row.fields:
-        raise row.mistake(field, f"is missing; the row has {', '.join(row.fields) or 'no fields'}")
-    value = row.fields[field]
-    if not isinstance(value, str) or not value.strip():
-        raise row.mistake(field, f"must be text that is not empty, found {value!r}")
-    return value
-
-
-def _messages(row: Row, columns: ColumnNames) -> tuple[Message, ...]:
-    """The conversation before the reply, from `messages` or from `prompt`."""
-    if columns.messages not in row.fields:
-        return ({"role": "user", "content": _text(row, columns.prompt)},)
-    messages = row.fields[columns.messages]
-    if not isinstance(messages, list) or not messages:
-        raise row.mistake(columns.messages, f"must be a list of messages, found {messages!r}")
-    for i, message in enumerate(messages):
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise row.mistake(f"{columns.messages}.{i}", f"must have role and content, found {message!r}")
-    if messages[-1]["role"] == "assistant":
-        raise row.mistake(columns.messages, f"must end before the reply, which stands in {columns.reply!r}")
-    return tuple(messages)
+def _by_prompt(group: Sequence[Example]) -> dict[str, list[str | Message]]:
+    replies: dict[str, list[str | Message]] = defaultdict(list)
+    for example in group:
+        if example.supervise == "last":
+            replies[_prompt_key(example)].append(example.reply)
+    return replies

@@ -17,19 +17,19 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from meet_bundle.bundle import write_atomically
 from meet_training.data.attributes import ATTRIBUTES
+from meet_training.data.conversations import text_of
 from meet_training.data.generate_config import Bounds, GenerateConfig, PreferenceRecipe, load_generate_config
 from meet_training.data.sampling import (
     Prompt,
     Request,
     Sampled,
+    SampleFile,
     ask_all,
     endpoint,
-    open_samples,
-    read_samples,
-    record_of,
     request_for,
 )
 from meet_training.data.selection import Choice, choose, quantiles
+from meet_training.data.sources import Row, read_rows
 from meet_training.errors import TrainingError
 
 __all__ = [
@@ -97,28 +97,40 @@ def _line(name: str, sampled: object, kept: object, not_chosen: object, spread: 
     return f"{name:<14}{sampled!s:>8}{kept!s:>6}{not_chosen!s:>12}  {spread:<17}{reasons}"
 
 
+def num_missing(config: GenerateConfig) -> int:
+    """How many requests no samples are kept for: where it is none, `generate` asks nobody.
+
+    Raises TrainingError where the prompts or an earlier run's samples cannot be used.
+    """
+    sampled = SampleFile(config.samples_path)
+    return sum(request.key not in sampled for request in _requests(config, read_prompts(config.prompts)))
+
+
 async def generate(
     config: GenerateConfig,
-    base_url: str,
+    base_url: str | None,
     *,
     progress: Callable[[Progress], None] | None = None,
     client: AsyncOpenAI | None = None,
 ) -> Report:
     """Make the data that `config` describes with the endpoint at `base_url`; write it and its report.
 
-    `client` stands in for the one made from `base_url`. Raises TrainingError where the prompts, an earlier
-    run's samples or the endpoint cannot be used; what was sampled until then is kept for the next run.
+    `client` stands in for the one made from `base_url`, which may be None where nothing is missing. Raises
+    TrainingError where the prompts, an earlier run's samples or the endpoint cannot be used; what was sampled
+    until then is kept for the next run.
     """
     prompts = read_prompts(config.prompts)
-    requests = [request_for(config, prompt.text, name) for prompt in prompts for name in config.preferences]
-    sampled = read_samples(config.samples_path)
+    requests = _requests(config, prompts)
+    sampled = SampleFile(config.samples_path)
     missing = [request for request in requests if request.key not in sampled]
     if missing and client is not None:
         await _sample(config, client, missing, len(requests), sampled, progress)
     elif missing:
+        if base_url is None:
+            raise TrainingError(f"base_url: none, and samples of {len(missing)} requests are missing")
         async with endpoint(config, base_url) as own_client:
             await _sample(config, own_client, missing, len(requests), sampled, progress)
-    rows, report = select(config, prompts, requests, sampled)
+    rows, report = select(config, prompts, requests, {request.key: sampled[request.key] for request in requests})
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for path, content in ((config.output, lines), (config.report_path, report.model_dump_json(indent=2) + "\n")):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,59 +138,47 @@ async def generate(
     return report
 
 
+def _requests(config: GenerateConfig, prompts: Sequence[Prompt]) -> list[Request]:
+    return [request_for(config, prompt.text, name) for prompt in prompts for name in config.preferences]
+
+
 async def _sample(
     config: GenerateConfig,
     client: AsyncOpenAI,
     missing: Sequence[Request],
     num_requests: int,
-    sampled: dict[str, Sampled],
+    sampled: SampleFile,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    """Fill `sampled` and the samples file with what is missing."""
+    """Add what is missing to the samples."""
     started = time.monotonic()
     num_tokens, num_done = 0, num_requests - len(missing)
-    with open_samples(config.samples_path) as samples_file:
-        async with aclosing(ask_all(client, missing, config.concurrency)) as answers:
-            async for request, answer in answers:
-                samples_file.write(record_of(request, answer))
-                samples_file.flush()
-                sampled[request.key] = answer
-                num_tokens, num_done = num_tokens + answer.num_tokens, num_done + 1
-                if progress is not None:
-                    progress(Progress(num_done, num_requests, num_tokens, time.monotonic() - started))
+    async with aclosing(ask_all(client, missing, config.concurrency)) as answers:
+        async for request, answer in answers:
+            sampled.add(request.key, answer, prompt=request.prompt, preference=request.preference)
+            num_tokens, num_done = num_tokens + answer.num_tokens, num_done + 1
+            if progress is not None:
+                progress(Progress(num_done, num_requests, num_tokens, time.monotonic() - started))
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a JSON-lines file. Raises TrainingError that names a line with no prompt, or a known one."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"prompts = {str(path)!r}: cannot be read: {error}") from error
+    """Prompts of a file of rows. Raises TrainingError that names a line with no prompt, or a known one."""
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        prompt = _read_prompt(line, where=f"{path}:{number}")
+    for row in read_rows(path):
+        prompt = _read_prompt(row)
         if prompt.text in prompts:
-            raise TrainingError(f"{path}:{number}: prompt {prompt.text!r} occurs twice; allowed: once")
+            raise row.mistake("prompt", f"must be a new one, found {prompt.text!r} a second time")
         prompts[prompt.text] = prompt
     if not prompts:
         raise TrainingError(f"prompts = {str(path)!r}: holds no prompt; allowed: at least one")
     return list(prompts.values())
 
 
-def _read_prompt(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise TrainingError(f"{where}: is not JSON: {error}") from error
-    text = row.get("prompt") if isinstance(row, dict) else None
-    subject = row.get("subject") if isinstance(row, dict) else None
-    if not isinstance(text, str) or not text.strip():
-        raise TrainingError(f"{where}: prompt = {text!r}; allowed: text")
+def _read_prompt(row: Row) -> Prompt:
+    subject = row.fields.get("subject")
     if not isinstance(subject, str | None):
-        raise TrainingError(f"{where}: subject = {subject!r}; allowed: text, or none")
-    return Prompt(text.strip(), subject)
+        raise row.mistake("subject", f"must be text, or be left out, found {subject!r}")
+    return Prompt(text_of(row, "prompt").strip(), subject)
 
 
 def select(

@@ -10,13 +10,13 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletionMessageParam
 
 from meet_training.data.generate_config import GenerateConfig, PreferenceRecipe, instructed
+from meet_training.data.records import RecordFile
 from meet_training.data.selection import Sample
 from meet_training.errors import TrainingError
 
@@ -94,49 +94,20 @@ def request_for(config: GenerateConfig, prompt: str, preference: str) -> Request
     return Request(key, prompt, preference, recipe.reply_start, body)
 
 
-def read_samples(path: Path) -> dict[str, Sampled]:
-    """Samples of an earlier run by request key; a last line that was cut off in writing is left out.
+class SampleFile(RecordFile[Sampled]):
+    """Raw samples by request, one line each."""
 
-    Raises TrainingError for any other line that is not a record of samples.
-    """
-    if not path.exists():
-        return {}
-    found: dict[str, Sampled] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            samples = tuple(Sample(one["reply"], one["finish_reason"]) for one in record["samples"])
-            found[record["key"]] = Sampled(samples, record["num_tokens"])
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):  # no newline ends it: the run stopped while writing it
-                continue
-            raise TrainingError(f"{path}:{number}: is no record of samples; delete the line or the file") from error
-    return found
+    what = "record of samples"
 
+    def read(self, fields: dict[str, Any]) -> Sampled:
+        """The samples of a line."""
+        samples = tuple(Sample(one["reply"], one["finish_reason"]) for one in fields["samples"])
+        return Sampled(samples, fields["num_tokens"])
 
-def open_samples(path: Path) -> TextIO:
-    """The samples file, open for appending, after whole lines only."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        content = path.read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.truncate(path, content.rfind(b"\n") + 1)
-    return path.open("a", encoding="utf-8")
-
-
-def record_of(request: Request, sampled: Sampled) -> str:
-    """One line of the samples file."""
-    record = {
-        "key": request.key,
-        "prompt": request.prompt,
-        "preference": request.preference,
-        "num_tokens": sampled.num_tokens,
-        "samples": [{"reply": one.reply, "finish_reason": one.finish_reason} for one in sampled.samples],
-    }
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    def write(self, record: Sampled) -> Mapping[str, Any]:
+        """The fields of a line."""
+        samples = [{"reply": one.reply, "finish_reason": one.finish_reason} for one in record.samples]
+        return {"num_tokens": record.num_tokens, "samples": samples}
 
 
 async def ask(client: AsyncOpenAI, request: Request) -> Sampled:

@@ -1,12 +1,14 @@
-"""The prompts that an evaluation asks. Reads JSON Lines; knows nothing of who is asked."""
+"""The prompts that an evaluation asks, from any file of rows. Knows nothing of who is asked."""
 
 from __future__ import annotations
 
-import json
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from meet_training.data.conversations import messages_of, text_of
 from meet_training.data.generate_config import instructed
+from meet_training.data.sources import Row, read_rows
 from meet_training.errors import TrainingError
 
 
@@ -26,16 +28,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
 
     Other fields of a row are let be. Raises TrainingError naming file, line and field.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
-    prompts: list[Prompt] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip() and (limit is None or len(prompts) < limit):
-            prompts.append(_read_row(line, f"{path}:{number}"))
+    prompts = [_prompt(row) for row in islice(read_rows(path), limit)]
     if not prompts:
         raise TrainingError(f"{path} holds no prompts")
     return prompts
@@ -47,35 +40,15 @@ def with_instruction(prompt: Prompt, instruction: str) -> Prompt:
     return (*before, last._replace(content=instructed(last.content, instruction)))
 
 
-def _read_row(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise TrainingError(f"{where}: not JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise TrainingError(f"{where}: expected an object with `prompt` or `messages`, found {type(row).__name__}")
-    if ("prompt" in row) == ("messages" in row):
-        found = ", ".join(sorted(row)) or "nothing"
-        raise TrainingError(f"{where}: expected one of the fields `prompt` and `messages`, found {found}")
-    if "prompt" in row:
-        return (Message("user", _text(row["prompt"], f"{where}: prompt")),)
-    return _read_messages(row["messages"], f"{where}: messages")
-
-
-def _read_messages(messages: Any, where: str) -> Prompt:
-    if not isinstance(messages, list) or not messages:
-        raise TrainingError(f"{where}: expected a list of messages, found {messages!r}")
-    read = []
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise TrainingError(f"{where}.{index}.role: expected system, user or assistant, found {message!r}")
-        read.append(Message(message["role"], _text(message.get("content"), f"{where}.{index}.content")))
-    if read[-1].role != "user":
-        raise TrainingError(f"{where}: the last message must be the user's, found {read[-1].role!r}")
-    return tuple(read)
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise TrainingError(f"{where}: expected text, found {value!r}")
-    return value
+def _prompt(row: Row) -> Prompt:
+    if ("prompt" in row.fields) == ("messages" in row.fields):
+        found = ", ".join(sorted(row.fields)) or "nothing"
+        raise TrainingError(
+            f"{row.file}:{row.number}: expected one of the fields `prompt` and `messages`, found {found}"
+        )
+    if "prompt" in row.fields:
+        return (Message("user", text_of(row, "prompt")),)
+    messages = messages_of(row, "messages")
+    if messages[-1]["role"] != "user":
+        raise row.mistake("messages", f"must end with the user's message, found {messages[-1]['role']!r}")
+    return tuple(Message(message["role"], message["content"]) for message in messages)

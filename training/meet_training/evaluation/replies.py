@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import openai
 
+from meet_training.data.records import RecordFile
 from meet_training.errors import TrainingError
 from meet_training.evaluation.evaluation_config import SamplingConfig
 from meet_training.evaluation.prompts import Prompt
@@ -62,28 +61,18 @@ def key_of(question: Question, identity: str, sampling: SamplingConfig) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
-class ReplyCache:
-    """Replies by key in a JSON Lines file, one line each, flushed as it is written."""
+class ReplyCache(RecordFile[Reply]):
+    """Replies by key in a JSON Lines file, one line each."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises TrainingError where a line is no reply; a last line that was cut off is dropped instead."""
-        self.path = path
-        self._replies = _read_cache(path)
+    what = "reply"
 
-    def get(self, key: str) -> Reply | None:
-        """The reply that is kept under a key."""
-        return self._replies.get(key)
+    def read(self, fields: dict[str, Any]) -> Reply:
+        """The reply of a line."""
+        return Reply(**fields)
 
-    def add(self, key: str, reply: Reply) -> None:
-        """Keeps a reply, in memory and in the file. Raises TrainingError where it cannot be written."""
-        line = json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
-        except OSError as error:
-            raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from None
-        self._replies[key] = reply
+    def write(self, record: Reply) -> Mapping[str, Any]:
+        """The fields of a line."""
+        return asdict(record)
 
 
 def missing(
@@ -181,23 +170,3 @@ async def _ask(client: openai.AsyncOpenAI, endpoint: Endpoint, question: Questio
     choice = completion.choices[0]
     num_tokens = completion.usage.completion_tokens if completion.usage else 0
     return Reply(choice.message.content or "", choice.finish_reason == "stop", num_tokens)
-
-
-def _read_cache(path: Path) -> dict[str, Reply]:
-    try:
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            # The run was killed while it wrote this line; what comes next must not be glued to it.
-            os.truncate(path, len(whole))
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}") from None
-    replies = {}
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            key = str(row.pop("key"))
-            replies[key] = Reply(**row)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise TrainingError(f"{path}:{number}: not a kept reply; remove the file to ask anew") from None
-    return replies

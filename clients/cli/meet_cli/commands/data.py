@@ -1,4 +1,4 @@
-"""`meet data`: preference data from your own prompts. Knows how to get a model served, nothing of data."""
+"""`meet data`: look at preference data, or make it. Knows how to get a model served, nothing of data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meet_cli.arguments import split_arguments
 from meet_cli.extras import require, require_engine
 from meet_cli.figures import json_option, write_figures
 from meet_cli.local_server import free_port, plain_server_command, running_server
@@ -20,9 +21,51 @@ if TYPE_CHECKING:
     from meet_training.data.generate_config import GenerateConfig
 
 
-@click.group(short_help="Make preference data.", epilog="Example: meet data generate examples/demo/generate.yaml")
+@click.group(
+    short_help="Look at preference data, or make it.",
+    epilog="Example: meet data inspect examples/demo/train.yaml",
+)
 def data() -> None:
-    """Make preference data."""
+    """Look at preference data, or make it."""
+
+
+@data.command(
+    short_help="Show form, labels, lengths, duplicates, what is supervised.",
+    epilog="""\b
+Example: meet data inspect examples/demo/train.yaml --test examples/demo/prompts.test.jsonl
+         meet data inspect pairs.jsonl.gz --base smollm2-135m --max-length 512
+         meet data inspect data.csv --columns.prompt=question --columns.reply=answer --json found.json
+         meet data inspect OWNER/NAME --split=test
+""",
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="DATA [--a.b=c ...]")
+@click.option(
+    "--base", metavar="MODEL", help="Measure in this model's tokens; of a configuration, in place of its own."
+)
+@click.option("--max-length", type=click.IntRange(min=1), metavar="TOKENS", help="Count examples that are longer.")
+@click.option(
+    "--test",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Count how many prompts of FILE stand in the data.",
+)
+@json_option
+def inspect(
+    arguments: tuple[str, ...], base: str | None, max_length: int | None, test: Path | None, json_file: Path | None
+) -> None:
+    """Read DATA once and show what is in it: a training configuration, a data file, or a data set of the hub.
+
+    Its form is recognised by its columns. Where that is wrong, or columns have other names, the fields of a data
+    set are set on the command line as a configuration would set them: --form=pairwise, --columns.prompt=question.
+    """
+    source, overrides = split_arguments(arguments, what="DATA")
+    require("training", "meet data inspect")
+    from meet_cli.inspecting import asked_of, inspect_with_progress, show
+
+    found = inspect_with_progress(asked_of(source, overrides, base, max_length), test)
+    show(found)
+    write_figures(json_file, found.model_dump(mode="json"))
 
 
 @data.command(
@@ -43,6 +86,8 @@ def generate(config: Path, engine_args: tuple[str, ...], json_file: Path | None)
     from meet_training.data.generate_config import load_generate_config
 
     loaded = load_generate_config(config)
+    if loaded.base_url is not None and engine_args:
+        raise click.UsageError("engine arguments are of no use where the configuration has a base_url")
     with _endpoint(loaded, engine_args) as base_url:
         report = _generate(loaded, base_url)
     click.echo(report.table())
@@ -51,11 +96,14 @@ def generate(config: Path, engine_args: tuple[str, ...], json_file: Path | None)
 
 
 @contextmanager
-def _endpoint(config: GenerateConfig, engine_args: tuple[str, ...]) -> Iterator[str]:
-    """Base URL of the endpoint that the configuration names, or of a server of our own for its model."""
-    if config.base_url is not None:
-        if engine_args:
-            raise click.UsageError("engine arguments are of no use where the configuration has a base_url")
+def _endpoint(config: GenerateConfig, engine_args: tuple[str, ...]) -> Iterator[str | None]:
+    """Base URL of the endpoint that the configuration names, or of a server of our own for its model.
+
+    None where every sample is kept already, so that nobody need be asked.
+    """
+    from meet_training.data.generate import num_missing
+
+    if config.base_url is not None or not num_missing(config):
         yield config.base_url
         return
     require_engine("meet data generate, without a base_url in its configuration,")
@@ -68,7 +116,7 @@ def _endpoint(config: GenerateConfig, engine_args: tuple[str, ...]) -> Iterator[
         yield f"{server.url}/v1"
 
 
-def _generate(config: GenerateConfig, base_url: str) -> Report:
+def _generate(config: GenerateConfig, base_url: str | None) -> Report:
     from meet_training.data.generate import generate as generate_data
 
     with telling() as tell:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from meet_cli.arguments import split_arguments
 from meet_cli.errors import CommandError
 from meet_cli.extras import require
 from meet_cli.figures import json_option, write_figures
@@ -34,27 +34,14 @@ def train(arguments: tuple[str, ...], overwrite: bool, json_file: Path | None) -
     Any field of the configuration can be set on the command line: --stage1.epochs=3. A run that was
     interrupted goes on where it stopped when the same command is given again.
     """
-    path, overrides = split_arguments(arguments)
+    path, overrides = split_arguments(arguments, what="CONFIG.yaml")
     require("training", "meet train")
     from meet_training.config import load_config
 
-    bundle, figures = train_with_progress(load_config(path, overrides), overwrite=overwrite)
+    bundle, figures = train_with_progress(load_config(Path(path), overrides), overwrite=overwrite)
     click.echo(f"{bundle.path}: {', '.join(p.name for p in bundle.manifest.preferences)}")
     click.echo(f"serve it with: meet serve {bundle.path}")
     write_figures(json_file, figures)
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """The configuration's path, and the overrides as `a.b=c`. Raises click.UsageError."""
-    paths = [argument for argument in arguments if not argument.startswith("-")]
-    options = [argument for argument in arguments if argument.startswith("-")]
-    for option in options:
-        if not option.startswith("--") or "=" not in option:
-            raise click.UsageError(f"no such option {option!r}; a field of the configuration is set as --a.b=c")
-    if len(paths) != 1:
-        found = ", ".join(paths) or "none"
-        raise click.UsageError(f"expected one CONFIG.yaml, found {found}; overrides are written --a.b=c")
-    return Path(paths[0]), [option.removeprefix("--") for option in options]
 
 
 def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tuple[Bundle, dict[str, Any]]:
