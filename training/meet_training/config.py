@@ -134,11 +134,12 @@ class TrainConfig(Section):
         )
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads a configuration; `overrides` are `stage1.epochs=3` and the like, their values read as YAML.
 
     Paths of data are taken relative to the file. Raises TrainingError naming file, field and value.
     """
+    path = Path(path)
     content = read_yaml(path)
     for override in overrides:
         apply_override(content, override)

@@ -94,7 +94,7 @@ class DataConfig(Section):
         "`part-*.jsonl.gz`, or a list of these; relative to the configuration file",
     )
     hub: str | None = Field(default=None, description="in place of `path`: what `datasets.load_dataset` is to load")
-    split: str = Field(default="train", description="which split of the hub's data set")
+    split: str | None = Field(default=None, description="which split of the hub's data set; none: `train`")
     config: str | None = Field(default=None, description="which configuration of the hub's data set")
     form: Literal["auto"] | Form = Field(default="auto", description="auto: recognised by the first row's columns")
     columns: ColumnNames = ColumnNames()
@@ -165,7 +165,7 @@ class DataConfig(Section):
     def _hangs_together(self) -> Self:
         if (self.hub is None) == (not self.paths):
             raise ValueError("give either `path` or `hub`")
-        if self.hub is None and (self.config is not None or "split" in self.model_fields_set):
+        if self.hub is None and (self.config is not None or self.split is not None):
             raise ValueError("`split` and `config` are of a data set of the hub; here is a `path`")
         if self.levels and self.form not in ("auto", "scored"):
             raise ValueError(f"`levels` are for the form scored, not {self.form}")

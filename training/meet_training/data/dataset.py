@@ -107,7 +107,7 @@ def open_data(data: DataConfig, on_read: OnRead | None = None) -> DataSet:
     if data.hub is not None:
         from meet_training.data.hub import read_hub
 
-        return DataSet(data, partial(read_hub, data.hub, data.split, data.config))
+        return DataSet(data, partial(read_hub, data.hub, data.split or "train", data.config))
     files = expand(data.paths)
     return DataSet(data, lambda: (row for file in files for row in read_rows(file, on_read)))
 
