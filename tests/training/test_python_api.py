@@ -57,3 +57,17 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
     assert all(getattr(meet_training, name) is not None for name in meet_training.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'tune'"):
         meet_training.tune  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((DOC.parents[1] / "examples").glob("*/train*.yaml"))
+    + sorted((DOC.parents[1] / "examples" / "hub").glob("*.yaml")),
+    ids=lambda path: path.name,
+)
+def test_the_examples_are_valid_configurations(path: Path) -> None:
+    from meet_training import load_config
+
+    config = load_config(path).resolved()
+    assert config.stage1.learning_rate
+    assert config.stage2.control_learning_rate
