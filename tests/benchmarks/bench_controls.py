@@ -34,6 +34,7 @@ from meet_training.stages.reply_nll import reply_nll
 from meet_training.stages.tune_controls import freeze_all_but_controls
 
 HELD_OUT = 5  # one prompt in so many
+MAX_HELD_OUT = 24  # examples of each preference
 Examples = dict[str, list[Example]]
 
 
@@ -66,7 +67,7 @@ def measure(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     everything = load_examples(config.model_copy(update={"examples_per_preference": None}))
     limit = config.examples_per_preference
     trained = {label: [e for e in group if not held_out(e)][:limit] for label, group in everything.items()}
-    kept = {label: [e for e in group if held_out(e)] for label, group in everything.items()}
+    kept = {label: [e for e in group if held_out(e)][:MAX_HELD_OUT] for label, group in everything.items()}
     run = Run(config, resolve_base(config.base), trained)
     started = time.monotonic()
     state = run.stage1()
