@@ -64,8 +64,8 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 def read_rows(path: Path, on_read: OnRead | None = None) -> Iterator[Row]:
     """The rows of a JSON, JSON Lines, CSV or Parquet file, gzipped or not. Blank lines are passed over.
 
-    `on_read` hears every now and then how far it is, of a short file nothing. Raises TrainingError where the file
-    cannot be read or a line is no row.
+    `on_read` hears every now and then how far it is, of a short file nothing. Raises TrainingError where the
+    file cannot be read or a line is no row.
     """
     if not path.name.endswith(SUFFIXES):
         raise TrainingError(f"{path}: data files end in {', '.join(SUFFIXES)}")
