@@ -21,12 +21,16 @@ _FIRST_ID = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class LoadedControl:
-    """One control as the engine knows it. `digest` is that of its files, `version` the short form of it."""
+    """One control as the engine knows it. `digest` is that of its files, `version` the short form of it.
+
+    `token_ids` are a soft prompt's virtual tokens; a LoRA adapter has none.
+    """
 
     name: str
     digest: str
     id: int
     path: Path
+    token_ids: tuple[int, ...] = ()
 
     @property
     def version(self) -> str:
@@ -54,7 +58,11 @@ class LiveControls:
 
     def number(self, preference: Preference, path: Path) -> LoadedControl:
         """A control with an id of its own, not yet published."""
-        return LoadedControl(preference.name, preference.digest, next(self._ids), path.absolute())
+        return LoadedControl(preference.name, preference.digest, self.next_id(), path.absolute())
+
+    def next_id(self) -> int:
+        """An id that was never given before."""
+        return next(self._ids)
 
     def publish(self, control: LoadedControl) -> None:
         """From now on requests get this control for its name."""
