@@ -16,7 +16,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meet_server.errors import RequestError
+from meet_server.http import several_preferences
 from meet_server.http.errors import error_response
+from meet_server.http.several_preferences import Entry, SeveralReplies
 from meet_server.preferences import words
 from meet_server.preferences.resolve import Resolver
 from meet_server.preferences.words import Said
@@ -61,7 +63,16 @@ class PreferenceField:
             return
         try:
             body = await self._read(scope, receive)
-            applied, rewritten = self._take(path, Headers(scope=scope), body)
+            request = _object(body)
+            if request is not None and several_preferences.FIELD in request:
+                several = self._take_several(path, Headers(scope=scope), request)
+                if several is not None:
+                    entries, body = several
+                    said = " | ".join(str(entry.applied) for entry in entries)
+                    replies = SeveralReplies(self._app, self._applying, entries)
+                    await replies.answer(_with_length(scope, len(body)), body, receive, _announce(said, send))
+                    return
+            applied, rewritten = self._take(path, Headers(scope=scope), request)
         except Disconnected:
             return
         except RequestError as error:
@@ -74,7 +85,7 @@ class PreferenceField:
             await self._app(scope, receive, send)
             return
         with self._applying(applied.control):
-            await self._app(scope, receive, _announce(applied, send))
+            await self._app(scope, receive, _announce(str(applied), send))
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         length = Headers(scope=scope).get("content-length", "")
@@ -93,9 +104,8 @@ class PreferenceField:
             more = message.get("more_body", False)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _take(self, path: str, headers: Headers, body: bytes) -> tuple[Applied | None, bytes | None]:
+    def _take(self, path: str, headers: Headers, request: dict[str, Any] | None) -> tuple[Applied | None, bytes | None]:
         """What to apply (None: not ours to say), and the body without our words (None: as it came)."""
-        request = _object(body)
         suffix = None if request is None else self._suffix(request)
         if request is None or suffix is None:
             return None, None
@@ -106,10 +116,31 @@ class PreferenceField:
         request.pop(words.FIELD, None)
         if name is not None:
             request["model"] = name
-        try:
-            return applied, json.dumps(request, separators=(",", ":")).encode()
-        except RecursionError:
-            raise RequestError("invalid_body", "the body is nested too deeply") from None
+        return applied, _bytes(request)
+
+    def _take_several(self, path: str, headers: Headers, request: dict[str, Any]) -> tuple[list[Entry], bytes] | None:
+        """What to apply for each choice, and the body without our words. None where the model is not ours."""
+        suffix = self._suffix(request)
+        if suffix is None:
+            return None
+        if path not in (CHAT, COMPLETIONS):
+            raise RequestError(
+                "invalid_preference",
+                f"{several_preferences.FIELD} goes with {CHAT} and {COMPLETIONS}; here, ask for one `preference`",
+                param=several_preferences.FIELD,
+            )
+        if said := self._said(path, headers, request, suffix):
+            raise RequestError(
+                "conflicting_preferences",
+                f"{said[0].place} asks for a preference, and {several_preferences.FIELD} for several; ask in one place",
+                param=said[0].place,
+            )
+        entries = several_preferences.entries_of(request, self._apply)
+        del request[several_preferences.FIELD]
+        return entries, _bytes(request)
+
+    def _apply(self, value: object, place: str) -> Applied:
+        return self._live.lookup(self._resolver.mix(words.from_field(value, place), place))
 
     def _suffix(self, request: dict[str, Any]) -> str | None:
         """What stands behind the model's name: "" for nothing, None where the model is not ours."""
@@ -167,6 +198,13 @@ def _object(body: bytes) -> dict[str, Any] | None:
     return request if isinstance(request, dict) else None
 
 
+def _bytes(request: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(request, separators=(",", ":")).encode()
+    except RecursionError:
+        raise RequestError("invalid_body", "the body is nested too deeply") from None
+
+
 def _inner(request: dict[str, Any], outer: str, inner: str) -> object:
     value = request.get(outer)
     return value.get(inner) if isinstance(value, dict) else None
@@ -192,12 +230,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _announce(applied: Applied, send: Send) -> Send:
+def _announce(applied: str, send: Send) -> Send:
     """A `send` that adds the reply header, where the reply is no error."""
 
     async def announcing(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] < 400:
-            MutableHeaders(scope=message)[words.HEADER] = str(applied)
+            MutableHeaders(scope=message)[words.HEADER] = applied
         await send(message)
 
     return announcing
