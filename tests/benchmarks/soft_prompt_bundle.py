@@ -1,4 +1,4 @@
-"""A bundle of many random soft prompts on the 135M model, for the benchmark. What they do to replies does not matter."""
+"""A bundle of many random soft prompts on the 135M model, for the benchmark: what they do to replies is no matter."""
 
 from __future__ import annotations
 
