@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,61 +16,15 @@ def random_soft_prompts(
     target: Path, num: int, num_virtual_tokens: int, placement: Literal["before_prompt", "after_prompt"]
 ) -> Path:
     """Writes the bundle, of preferences `p0`, `p1`, ..., and returns its folder."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     from meet_training.base_model import resolve_base
 
-    base = resolve_base(BASE)
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
-    first = model.get_input_embeddings().num_embeddings
-    model.resize_token_embeddings(first + num * num_virtual_tokens, mean_resizing=False)
-    embeddings = model.get_input_embeddings().weight
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
-        picked = torch.randint(first, (num * num_virtual_tokens,), generator=generator)
-        embeddings[first:] = embeddings[picked]  # rows of real words, in no order
-    prompt = tokenizer("What is rain?")["input_ids"]
-    reply = tokenizer(" Water that falls from clouds.")["input_ids"]
+    controls = SoftPromptControls(num_virtual_tokens=num_virtual_tokens, placement=placement)
     with writing_bundle(target) as folder:
+        model, tokenizer, first = _model(resolve_base(BASE), num * num_virtual_tokens)
         tokenizer.save_pretrained(folder / "model")
         model.save_pretrained(folder / "model")
-        model.float()
-
-        def log_probs(ids: list[list[int]]) -> Any:
-            with torch.no_grad():
-                rows = model(torch.tensor(ids)).logits[:, -1 - len(reply) : -1, :first].log_softmax(-1)
-            return rows.gather(2, torch.tensor(reply).expand(len(ids), -1)[:, :, None])[:, :, 0].tolist()
-
-        uncontrolled = log_probs([[*prompt, *reply]])[0]
-        preferences = []
-        for index in range(num):
-            begin = first + index * num_virtual_tokens
-            ids = list(range(begin, begin + num_virtual_tokens))
-            whole = [*ids, *prompt] if placement == "before_prompt" else [*prompt, *ids]
-            path = f"controls/p{index}"
-            (folder / path).mkdir(parents=True)
-            save_file({"soft_prompt": embeddings[ids].detach().clone()}, folder / path / "soft_prompt.safetensors")
-            probe = Probe(
-                token_ids=(*prompt, *reply),
-                start=len(prompt),
-                controlled=log_probs([[*whole, *reply]])[0],
-                uncontrolled=uncontrolled,
-                dtype="float32",
-            )
-            preferences.append(
-                Preference(
-                    name=f"p{index}",
-                    axis="none",
-                    path=path,
-                    digest=UNKNOWN_DIGEST,
-                    first_token_id=begin,
-                    trained_examples=0,
-                    probe=probe,
-                )
-            )
+        probing = Probing(model, tokenizer, first)
+        begins = [first + index * num_virtual_tokens for index in range(num)]
         seal(
             folder,
             Manifest(
@@ -77,9 +32,72 @@ def random_soft_prompts(
                 base=BaseModelSource(source=BASE),
                 model_digest=UNKNOWN_DIGEST,
                 model_dtype="bfloat16",
-                controls=SoftPromptControls(num_virtual_tokens=num_virtual_tokens, placement=placement),
-                preferences=tuple(preferences),
+                controls=controls,
+                preferences=tuple(_preference(folder, begin, controls, probing) for begin in begins),
                 files={},
             ),
         )
     return target
+
+
+def _model(base: Path, num_rows: int) -> tuple[Any, Any, int]:
+    """The model with so many rows more, its tokenizer, and the first new row. They are rows of words, in no order."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
+    first = model.get_input_embeddings().num_embeddings
+    model.resize_token_embeddings(first + num_rows, mean_resizing=False)
+    embeddings = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings[first:] = embeddings[torch.randint(first, (num_rows,), generator=torch.Generator().manual_seed(0))]
+    return model, AutoTokenizer.from_pretrained(base), first
+
+
+class Probing:
+    """Works out probes in float32."""
+
+    def __init__(self, model: Any, tokenizer: Any, vocab_size: int) -> None:
+        self.rows = model.get_input_embeddings().weight.detach().clone()
+        self._model = model.float()
+        self.vocab_size = vocab_size
+        self._prompt = tokenizer("What is rain?")["input_ids"]
+        self._reply = tokenizer(" Water that falls from clouds.")["input_ids"]
+        self._uncontrolled = self._log_probs([*self._prompt, *self._reply])
+
+    def probe(self, ids: Sequence[int], controls: SoftPromptControls) -> Probe:
+        before = controls.placement == "before_prompt"
+        whole = [*ids, *self._prompt] if before else [*self._prompt, *ids]
+        return Probe(
+            token_ids=(*self._prompt, *self._reply),
+            start=len(self._prompt),
+            controlled=self._log_probs([*whole, *self._reply]),
+            uncontrolled=self._uncontrolled,
+            dtype="float32",
+        )
+
+    def _log_probs(self, ids: list[int]) -> tuple[float, ...]:
+        import torch
+
+        num = len(self._reply)
+        with torch.no_grad():
+            rows = self._model(torch.tensor([ids])).logits[0, -1 - num : -1, : self.vocab_size].log_softmax(-1)
+        return tuple(rows[range(num), self._reply].tolist())
+
+
+def _preference(folder: Path, begin: int, controls: SoftPromptControls, probing: Probing) -> Preference:
+    from safetensors.torch import save_file
+
+    name = f"p{(begin - probing.vocab_size) // controls.num_virtual_tokens}"
+    ids = range(begin, begin + controls.num_virtual_tokens)
+    (folder / "controls" / name).mkdir(parents=True)
+    save_file({"soft_prompt": probing.rows[list(ids)]}, folder / "controls" / name / "soft_prompt.safetensors")
+    return Preference(
+        name=name,
+        axis="none",
+        path=f"controls/{name}",
+        digest=UNKNOWN_DIGEST,
+        first_token_id=begin,
+        trained_examples=0,
+        probe=probing.probe(ids, controls),
+    )
