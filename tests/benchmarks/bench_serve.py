@@ -89,7 +89,7 @@ def measure(row: Row, size: Size, load: Load) -> Result:
     seconds_each = quick / 1000 if row.prompt_tokens else row.concurrent * row.num_tokens / quick
     num_requests = row.concurrent * max(1, round(size.seconds / seconds_each))
     ours, other = [], []
-    for index in range(size.pairs):
+    for index in range(min(size.pairs, row.pairs)):
         for side in sides if index % 2 else sides[::-1]:
             (ours if side is row.ours else other).append(load.run(row, side, num_requests))
     value, other_value = (statistics.median(each.value for each in many) for many in (ours, other))

@@ -38,6 +38,7 @@ class Row:
     other: Side
     bound: float | None
     num_tokens: int = 32
+    pairs: int = 21
     prompt: str = "What is {word}?"
     prompt_tokens: int | None = None
 
@@ -77,7 +78,8 @@ def soft_prompt_rows(served: Served) -> list[Row]:
             Side("controlled", served.ours, {"model": served.model}, each),
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
-            num_tokens=128,
+            num_tokens=64,
+            pairs=7,  # of several seconds each
             prompt="What is {word}, and what has it to do with the number {number}?",
         )
 

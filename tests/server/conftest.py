@@ -24,6 +24,7 @@ from running_server import Server, Soft  # noqa: E402
 from meet_bundle import Manifest, open_bundle  # noqa: E402
 from meet_server.settings import Settings  # noqa: E402
 
+MORE_ARGS = ("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser=hermes")
 ENGINE_ARGS = ("--kv-cache-memory-bytes=67108864", "--max-num-seqs=64")
 
 
@@ -58,7 +59,7 @@ def soft(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         warnings.simplefilter("ignore")
         folder = make_soft_prompt_bundle(tmp_path_factory.mktemp(placement) / "bundle", placement, num)
         reference = SoftPromptReference(folder)
-    for server in running(folder, (*ENGINE_ARGS, "--enable-prompt-tokens-details")):
+    for server in running(folder, (*ENGINE_ARGS, *MORE_ARGS)):
         yield Soft(server, reference, placement, num)
 
 
