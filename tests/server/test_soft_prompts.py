@@ -199,6 +199,7 @@ def test_other_ways_to_ask(soft: Soft, http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("strength", [0.5, -1, 2])
 def test_strengths_are_refused(http: httpx.Client, strength: float) -> None:
+    assert http.get("/v1/preferences/concise").json()["strength_range"] == [1.0, 1.0]
     reply = http.post("/v1/chat/completions", json=chat("rain", {"concise": strength}))
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "unsupported_strength"

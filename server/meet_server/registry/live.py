@@ -75,6 +75,10 @@ class LiveControls:
     def __iter__(self) -> Iterator[LoadedControl]:
         return iter(self._by_name.values())
 
+    def strength_range(self, preference: Preference) -> tuple[float, float]:
+        """The strengths that a request may ask for, as far as the kind of control knows any."""
+        return preference.strength_range
+
     def lookup(self, mix: Mix) -> Applied:
         """The control that realises a mix. Raises RequestError `unsupported_mix` where none does."""
         if not mix.parts:

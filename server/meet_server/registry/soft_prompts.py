@@ -28,6 +28,10 @@ class LiveSoftPrompts(LiveControls):
         ids = self._manifest.virtual_token_ids(preference.name)
         return LoadedControl(preference.name, preference.digest, self.next_id(), path.absolute(), ids)
 
+    def strength_range(self, preference: Preference) -> tuple[float, float]:  # noqa: ARG002
+        """Whatever the manifest says."""
+        return (1.0, 1.0)
+
     def lookup(self, mix: Mix) -> Applied:
         """One soft prompt, or several in the mix's order, which is the manifest's.
 
