@@ -24,7 +24,13 @@ from running_server import Server, Soft  # noqa: E402
 from meet_bundle import Manifest, open_bundle  # noqa: E402
 from meet_server.settings import Settings  # noqa: E402
 
-MORE_ARGS = ("--enable-prompt-tokens-details", "--enable-auto-tool-choice", "--tool-call-parser=hermes")
+MORE_ARGS = (
+    "--enable-prompt-tokens-details",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+    # A random model would write white space for ever.
+    '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
+)
 ENGINE_ARGS = ("--kv-cache-memory-bytes=67108864", "--max-num-seqs=64")
 
 

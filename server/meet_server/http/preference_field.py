@@ -63,20 +63,16 @@ class PreferenceField:
             return
         try:
             body = await self._read(scope, receive)
-            request = _object(body)
-            if request is not None and several_preferences.FIELD in request:
-                several = self._take_several(path, Headers(scope=scope), request)
-                if several is not None:
-                    entries, body = several
-                    said = " | ".join(str(entry.applied) for entry in entries)
-                    replies = SeveralReplies(self._app, self._applying, entries)
-                    await replies.answer(_with_length(scope, len(body)), body, receive, _announce(said, send))
-                    return
-            applied, rewritten = self._take(path, Headers(scope=scope), request)
+            request, headers = _object(body), Headers(scope=scope)
+            several = self._take_several(path, headers, request)
+            applied, rewritten = (None, None) if several else self._take(path, headers, request)
         except Disconnected:
             return
         except RequestError as error:
             await error_response(error)(scope, receive, send)
+            return
+        if several is not None:
+            await self._answer_each(*several, scope, receive, send)
             return
         if rewritten is not None:
             body, scope = rewritten, _with_length(scope, len(rewritten))
@@ -86,6 +82,11 @@ class PreferenceField:
             return
         with self._applying(applied.control):
             await self._app(scope, receive, _announce(str(applied), send))
+
+    async def _answer_each(self, entries: list[Entry], body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        said = " | ".join(str(entry.applied) for entry in entries)
+        replies = SeveralReplies(self._app, self._applying, entries)
+        await replies.answer(_with_length(scope, len(body)), body, receive, _announce(said, send))
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         length = Headers(scope=scope).get("content-length", "")
@@ -118,8 +119,13 @@ class PreferenceField:
             request["model"] = name
         return applied, _bytes(request)
 
-    def _take_several(self, path: str, headers: Headers, request: dict[str, Any]) -> tuple[list[Entry], bytes] | None:
-        """What to apply for each choice, and the body without our words. None where the model is not ours."""
+    def _take_several(
+        self, path: str, headers: Headers, request: dict[str, Any] | None
+    ) -> tuple[list[Entry], bytes] | None:
+        """What to apply for each choice, and the body without our words. None where one reply is asked for, or not
+        of our model."""
+        if request is None or several_preferences.FIELD not in request:
+            return None
         suffix = self._suffix(request)
         if suffix is None:
             return None
