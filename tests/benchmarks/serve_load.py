@@ -24,7 +24,7 @@ class Measured:
     """One measurement: tokens per second (or milliseconds to the first), and CPU milliseconds per request of this
     process, the API's."""
 
-    rate: float
+    value: float
     cpu_ms: float
 
 
