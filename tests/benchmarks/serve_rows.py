@@ -79,7 +79,7 @@ def soft_prompt_rows(served: Served) -> list[Row]:
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
             num_tokens=64,
-            pairs=7,  # of several seconds each
+            pairs=5,  # of several seconds each
             prompt="What is {word}, and what has it to do with the number {number}?",
         )
 

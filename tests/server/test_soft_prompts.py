@@ -203,6 +203,11 @@ def test_strengths_are_refused(http: httpx.Client, strength: float) -> None:
     reply = http.post("/v1/chat/completions", json=chat("rain", {"concise": strength}))
     assert reply.status_code == 400
     assert reply.json()["error"]["code"] == "unsupported_strength"
+    body = chat("rain", None)
+    del body["preference"]
+    reply = http.post("/v1/chat/completions", json={**body, "preferences": [None, {"concise": strength}]})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (400, "unsupported_strength", "preferences[1]")
 
 
 def test_multi_turn(soft: Soft, http: httpx.Client) -> None:

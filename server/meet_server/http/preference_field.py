@@ -146,7 +146,11 @@ class PreferenceField:
         return entries, _bytes(request)
 
     def _apply(self, value: object, place: str) -> Applied:
-        return self._live.lookup(self._resolver.mix(words.from_field(value, place), place))
+        mix = self._resolver.mix(words.from_field(value, place), place)
+        try:
+            return self._live.lookup(mix)
+        except RequestError as error:
+            raise RequestError(error.code, f"{place}: {error.message}", param=place) from None
 
     def _suffix(self, request: dict[str, Any]) -> str | None:
         """What stands behind the model's name: "" for nothing, None where the model is not ours."""
