@@ -8,20 +8,31 @@ from __future__ import annotations
 import os
 
 NAME = "meet"
-SWITCH = "MEET_CPU_FIXES"
+SWITCH = "MEET_WORKERS"
+# Leaves adapters on CPUs to vLLM's own kernels. For comparison alone: they are slow, and up to 0.32 wrong.
+STOCK_KERNELS = "MEET_STOCK_LORA_KERNELS"
 
 
 def register() -> None:
-    """Where MEET_CPU_FIXES=1 says so, has vLLM on a CPU apply adapters by `cpu_lora` and keep seeds by `cpu_seeds`."""
+    """Where MEET_WORKERS=1 says so: mixes by `memory_adapters`, and on CPUs adapters by `resident_lora` or, where that
+    cannot be, `cpu_lora`, and seeds by `cpu_seeds`."""
     if os.environ.get(SWITCH) != "1":
         return
+    from meet_server.engine import memory_adapters
+
+    memory_adapters.install()
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    # vLLM asks its platform for the class by name, so this is the one place to set another.
-    wrapper = "meet_server.engine.cpu_lora.DenseLora"
-    type(current_platform).get_punica_wrapper = classmethod(lambda _: wrapper)
     from meet_server.engine import cpu_seeds
 
     cpu_seeds.install()
+    if os.environ.get(STOCK_KERNELS) == "1":
+        return
+    from meet_server.engine import resident_lora
+
+    resident_lora.install()
+    # vLLM asks its platform for the class by name, so this is the one place to set another.
+    wrapper = "meet_server.engine.cpu_lora.DenseLora"
+    type(current_platform).get_punica_wrapper = classmethod(lambda _: wrapper)

@@ -141,11 +141,12 @@ class PreferenceField:
         return said
 
     def _listed_name(self, model: Any, suffix: str, applied: Applied) -> Any:
-        """The model's name as `/v1/models` lists it: an alias gives way to its preference's name."""
+        """The model's name as `/v1/models` lists it: preferences by their names, and one at a time."""
         if not suffix:
             return model
         base = model[: -len(suffix) - 1]
-        return base if applied.control is None else f"{base}:{applied.control.name}"
+        one = applied.control is not None and len(applied.mix.parts) == 1
+        return f"{base}:{applied.mix.parts[0][0]}" if one else base
 
     def _too_large(self) -> RequestError:
         return RequestError("body_too_large", f"the body is larger than {self._max_body_bytes} bytes")
