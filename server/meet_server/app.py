@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from meet_bundle import Bundle, LoraControls, Manifest, open_bundle
-from meet_server.engine import start
+from meet_server.engine import lora_settings, start
 from meet_server.engine.controlled_client import ControlledEngine, list_models, model_cards
 from meet_server.engine.proof import prove
 from meet_server.http.health import health_router
@@ -37,7 +37,8 @@ def create_app(settings: Settings) -> FastAPI:
         admit(bundle)
         args = start.bundle_arguments(bundle, settings.engine_args)
         with start.running_engine(args, worker_start=settings.worker_start) as raw:
-            engine, live = ControlledEngine(raw), LiveControls(start.max_parts(bundle.manifest, args))
+            engine = ControlledEngine(raw, lora_settings.max_mixes(args, len(bundle.manifest.preferences)))
+            live = LiveControls(start.max_parts(bundle.manifest, args))
             await load_and_prove(bundle, engine, live)
             inner = await compose(bundle.manifest, engine, live, args, max_body_bytes=settings.max_body_bytes)
             async with inner.router.lifespan_context(inner):  # a mounted app's own does not run

@@ -12,7 +12,6 @@ pytest.importorskip("vllm")
 
 from meet_bundle import LoraControls, open_bundle
 from meet_server.engine import lora_settings, releases, start
-from meet_server.engine.adapters import MAX_MIXES
 from meet_server.errors import ServerError
 
 SHARED = LoraControls(rank=8, alpha=16, target_modules=("q_proj",), shared_a=True)
@@ -53,10 +52,18 @@ def test_how_many_controls_a_mix_may_have(controls: LoraControls, cpu: bool, ran
 
 
 def test_on_cpus_adapters_take_no_slots_but_for_the_output_layer() -> None:
-    assert lora_settings.lora_defaults(SHARED, cpu=True)["max-loras"] == [MAX_MIXES]
+    assert lora_settings.lora_defaults(SHARED, cpu=True)["max-loras"] == [lora_settings.MIXES]
     assert "specialize-active-lora" not in lora_settings.lora_defaults(SHARED, cpu=True)
     head = SHARED.model_copy(update={"target_modules": ("q_proj", "lm_head")})
     assert lora_settings.lora_defaults(head, cpu=True)["max-loras"] == [16]
+
+
+def test_mixes_that_take_a_slot_are_kept_in_smaller_number() -> None:
+    for cpu, num in ((True, lora_settings.MIXES), (False, lora_settings.SLOTTED_MIXES)):
+        args: Any = type("Args", (), {"max_cpu_loras": None, "max_loras": 16})
+        lora_settings.keep_in_memory(args, SHARED, 4, cpu=cpu)
+        assert args.max_cpu_loras == 4 + num
+        assert lora_settings.max_mixes(args, 4) == num
 
 
 def test_the_settings_exist_in_this_vllm(bundle: Path) -> None:

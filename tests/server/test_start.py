@@ -10,8 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from meet_bundle import Bundle, SoftPromptControls, open_bundle
-from meet_server.engine import plugin, releases, start
-from meet_server.engine.adapters import MAX_MIXES
+from meet_server.engine import lora_settings, plugin, releases, start
 from meet_server.errors import ServerError
 
 
@@ -20,7 +19,7 @@ def test_defaults_for_a_bundle(bundle: Path) -> None:
     assert args.model == str(bundle / "model")
     assert (args.served_model_name, args.dtype) == (["tiny"], "float32")
     assert (args.enable_lora, args.max_lora_rank) == (True, 8)
-    assert args.max_cpu_loras == 2 + MAX_MIXES  # every control and mix stays in memory
+    assert args.max_cpu_loras == 2 + lora_settings.MIXES  # every control and mix stays in memory
     assert "q_proj" in args.lora_target_modules
     if releases.is_cpu():
         assert (args.block_size, args.kv_cache_memory_bytes) == (32, 65_536 * 2 * 2 * 32 * 4)

@@ -13,9 +13,6 @@ from meet_server.registry.admission import ControlRefused
 from meet_server.registry.live import LoadedControl
 from meet_server.registry.mixes import Residents, Uses
 
-# A mix is a few numbers where the workers apply it without tensors of its own, and an adapter's size where not.
-MAX_MIXES = 256
-
 
 class Adapters:
     """Loads controls and mixes into the engine, and gives requests their adapter.
@@ -24,7 +21,7 @@ class Adapters:
     under one content is never found under another. `engine` is vLLM's engine client.
     """
 
-    def __init__(self, engine: Any, max_mixes: int = MAX_MIXES) -> None:
+    def __init__(self, engine: Any, max_mixes: int) -> None:
         self._engine = engine
         self._requests: dict[int, Any] = {}
         self._uses = Uses()

@@ -32,9 +32,10 @@ def applying(control: LoadedControl | None) -> Iterator[None]:
 class ControlledEngine:
     """vLLM's EngineClient with one method changed: `generate` sets the adapter of the request's control."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, max_mixes: int = 1) -> None:
+        """`max_mixes` is how many mixes the engine keeps."""
         self._engine = engine
-        self.adapters = Adapters(engine)
+        self.adapters = Adapters(engine, max_mixes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)

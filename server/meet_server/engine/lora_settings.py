@@ -7,7 +7,6 @@ from argparse import Namespace
 from typing import Any
 
 from meet_bundle import LoraControls
-from meet_server.engine.adapters import MAX_MIXES
 from meet_server.errors import ServerError
 
 # What vLLM accepts for --max-lora-rank. A larger one than needed slows every request.
@@ -15,6 +14,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Adapters in one batch where each takes a slot: memory for its whole size, whether used or not. More than this take
 # turns. On CPUs adapters take no slots, and only the number of requests sets a limit.
 SLOTS = 16
+# Mixes that are kept. On CPUs one is a few numbers; where it takes a slot it is an adapter's size in each worker.
+MIXES, SLOTTED_MIXES = 256, 32
 # How many controls without a shared A one mix may have where it takes a slot: their ranks add up.
 STACKED = 2
 # Layers whose adapters take slots on CPUs too (`resident_lora`).
@@ -39,7 +40,7 @@ def lora_defaults(controls: LoraControls, *, cpu: bool) -> Defaults:
         rank *= STACKED
     defaults: Defaults = {
         "enable-lora": [],
-        "max-loras": [SLOTS if slotted else MAX_MIXES],
+        "max-loras": [SLOTS if slotted else MIXES],
         "max-lora-rank": [lora_rank(rank)],
         # Leaves embeddings and the output layer unwrapped where no control touches them.
         "lora-target-modules": list(controls.target_modules),
@@ -49,10 +50,16 @@ def lora_defaults(controls: LoraControls, *, cpu: bool) -> Defaults:
     return defaults
 
 
-def keep_in_memory(args: Namespace, num_controls: int) -> None:
-    """Has every control and every mix stay in the workers' memory, unless the user said how many."""
+def keep_in_memory(args: Namespace, controls: LoraControls, num_controls: int, *, cpu: bool) -> None:
+    """Has every control and as many mixes stay in the workers' memory, unless the user said how many adapters."""
     if args.max_cpu_loras is None:
-        args.max_cpu_loras = max(num_controls + MAX_MIXES, args.max_loras)
+        num_mixes = SLOTTED_MIXES if takes_slots(controls, cpu=cpu) else MIXES
+        args.max_cpu_loras = max(num_controls + num_mixes, args.max_loras)
+
+
+def max_mixes(args: Namespace, num_controls: int) -> int:
+    """How many mixes stay in the workers' memory beside that many controls."""
+    return max(1, int(args.max_cpu_loras) - num_controls)
 
 
 def max_parts(controls: LoraControls, args: Namespace, *, cpu: bool) -> int | None:

@@ -53,8 +53,9 @@ def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
     if not isinstance(manifest.controls, LoraControls):
         raise ServerError(f"{bundle.path}: its controls are soft prompts; this release serves LoRA controls only")
     defaults = _common_defaults(bundle.model_path, manifest.name, manifest.model_dtype)
-    args = _parse(defaults | lora_settings.lora_defaults(manifest.controls, cpu=releases.is_cpu()), engine_args)
-    lora_settings.keep_in_memory(args, len(manifest.preferences))
+    controls, cpu = manifest.controls, releases.is_cpu()
+    args = _parse(defaults | lora_settings.lora_defaults(controls, cpu=cpu), engine_args)
+    lora_settings.keep_in_memory(args, controls, len(manifest.preferences), cpu=cpu)
     return args
 
 
