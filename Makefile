@@ -37,7 +37,8 @@ format: setup  ## format and mend what can be mended
 	@$(BIN)/ruff check --fix .
 
 bench-serve: setup  ## what control costs, as ratios; JSON=FILE writes the figures
-	@$(BIN)/python tests/benchmarks/bench_serve.py $(if $(JSON),--json $(JSON))
+	@$(BIN)/python tests/benchmarks/bench_serve.py $(if $(JSON),--json $(JSON)); served=$$?; \
+	$(BIN)/python tests/benchmarks/bench_lora.py $(if $(JSON),--json $(JSON:.json=.lora.json)) && exit $$served
 
 lock:  ## make the lock files anew (needs uv)
 	@requirements/lock.sh

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from meet_bundle import Bundle, LoraControls, Manifest, open_bundle
-from meet_server.engine import start
-from meet_server.engine.controlled_client import ControlledEngine, applying, list_models, model_cards
+from meet_server.engine import lora_settings, start
+from meet_server.engine.controlled_client import ControlledEngine, list_models, model_cards
 from meet_server.engine.proof import prove
 from meet_server.engine.soft_prompts import SoftPromptEngine
 from meet_server.http.health import health_router
@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         args = start.bundle_arguments(bundle, settings.engine_args)
         first_id = bundle.manifest.first_virtual_id
         with start.running_engine(args, worker_start=settings.worker_start, first_banned_id=first_id) as raw:
-            engine, live = controlled(bundle.manifest, raw)
+            engine, live = controlled(bundle.manifest, raw, args)
             await load_and_prove(bundle, engine, live)
             inner = await compose(bundle.manifest, engine, live, args, max_body_bytes=settings.max_body_bytes)
             async with inner.router.lifespan_context(inner):  # a mounted app's own does not run
@@ -72,18 +72,19 @@ async def compose(
         PreferenceField,
         resolver=resolver,
         live=live,
-        applying=applying,
+        applying=engine.applying,
         names=names,
         max_body_bytes=max_body_bytes,
     )
     return app
 
 
-def controlled(manifest: Manifest, raw: Any) -> tuple[ControlledEngine, LiveControls]:
+def controlled(manifest: Manifest, raw: Any, args: Namespace) -> tuple[ControlledEngine, LiveControls]:
     """The engine client that applies the bundle's kind of control, and the list of what it has loaded."""
     controls, first_id = manifest.controls, manifest.first_virtual_id
     if isinstance(controls, LoraControls) or first_id is None:
-        return ControlledEngine(raw), LiveControls()
+        engine = ControlledEngine(raw, lora_settings.max_mixes(args, len(manifest.preferences)))
+        return engine, LiveControls(start.max_parts(manifest, args))
     return SoftPromptEngine(raw, controls.placement, first_id), LiveSoftPrompts(manifest)
 
 

@@ -71,7 +71,7 @@ def test_max_lora_ranks() -> None:
 
     from vllm.config.lora import MaxLoRARanks
 
-    from meet_server.engine.start import LORA_RANKS
+    from meet_server.engine.lora_settings import LORA_RANKS
 
     assert get_args(MaxLoRARanks) == LORA_RANKS
 
@@ -104,6 +104,44 @@ def test_setting_an_adapter_raises_the_version_of_its_stack() -> None:
         before = stack._version
         stack[1, 0, :2, :2].copy_(torch.ones(2, 2))
         assert stack._version > before
+
+
+def test_the_workers_loader_that_is_wrapped() -> None:
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager, WorkerLoRAManager
+
+    # Where the wrapper is installed already, signatures are those of what it wraps.
+    assert parameters(WorkerLoRAManager._load_adapter) == {"self", "lora_request"}
+    assert parameters(WorkerLoRAManager.remove_adapter) == {"self", "adapter_id"}
+    assert parameters(LRUCacheWorkerLoRAManager.add_adapter) == {"self", "lora_request"}
+    assert "_load_adapter" not in vars(LRUCacheWorkerLoRAManager)
+    assert "remove_adapter" not in vars(LRUCacheWorkerLoRAManager)
+    assert "self._adapter_manager.activate_adapter(" in inspect.getsource(LRUCacheWorkerLoRAManager)
+    assert list(inspect.signature(LoRAModel).parameters)[:3] == ["lora_model_id", "rank", "loras"]
+    for weights in (LoRALayerWeights, PackedLoRALayerWeights):
+        names = list(inspect.signature(weights).parameters)
+        assert [name.removesuffix("s") for name in names[:6]] == [
+            "module_name", "rank", "lora_alpha", "lora_a", "lora_b", "scaling"
+        ]  # fmt: skip
+
+
+def test_the_keeper_of_adapters_that_is_replaced() -> None:
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+    from vllm.lora.layers.column_parallel_linear import ColumnParallelLinearWithLoRA
+    from vllm.lora.layers.row_parallel_linear import RowParallelLinearWithLoRA
+    from vllm.lora.model_manager import LoRAModelManager, LRUCacheLoRAModelManager
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+
+    assert issubclass(LRUCacheWorkerLoRAManager._manager_cls, LRUCacheLoRAModelManager)
+    assert "lora_manager_cls=self._manager_cls" in inspect.getsource(LRUCacheWorkerLoRAManager.create_lora_manager)
+    for name in ("_create_lora_modules", "_add_adapter", "set_adapter_mapping", "remove_adapter", "activate_adapter"):
+        assert callable(getattr(LRUCacheLoRAModelManager, name))
+    assert isinstance(LoRAModelManager.lora_slots, property)
+    assert "self.lora_slots," in inspect.getsource(LoRAModelManager._create_lora_modules)
+    assert parameters(BaseLinearLayerWithLoRA.apply) == {"self", "x", "bias"}
+    for layer in (ColumnParallelLinearWithLoRA, RowParallelLinearWithLoRA):
+        assert "self.apply(" in inspect.getsource(layer.forward)
 
 
 def test_the_plugin_is_installed_where_workers_look() -> None:

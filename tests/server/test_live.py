@@ -1,4 +1,4 @@
-"""Ids are never reused, and what cannot be applied yet is refused in one place."""
+"""Ids are never reused, mixes are named by content, and what cannot be applied is refused in one place."""
 
 from __future__ import annotations
 
@@ -31,8 +31,37 @@ def test_lookup() -> None:
     assert str(applied) == "concise=1; version=000000000000"
 
 
-@pytest.mark.parametrize("parts", [(("concise", 0.5),), (("concise", 1.0), ("formal", 1.0))])
-def test_mixes_and_strengths_are_refused(parts: tuple[tuple[str, float], ...]) -> None:
-    with pytest.raises(RequestError, match="applies one preference, at strength 1") as caught:
-        LiveControls().lookup(Mix(parts))
-    assert caught.value.code == "unsupported_mix"
+@pytest.fixture
+def live() -> LiveControls:
+    return published(LiveControls())
+
+
+def published(live: LiveControls) -> LiveControls:
+    for name, digit in (("concise", "1"), ("formal", "2")):
+        each = preference(name).model_copy(update={"digest": digit * 64})
+        live.publish(live.number(each, Path(f"controls/{name}")))
+    return live
+
+
+def test_mixes_and_strengths_name_their_controls_and_versions(live: LiveControls) -> None:
+    applied = live.lookup(Mix((("concise", -0.5), ("formal", 1.0))))
+    assert applied.control is not None
+    assert applied.control.parts == ((live.get("concise"), -0.5), (live.get("formal"), 1.0))
+    assert str(applied) == f"concise=-0.5,formal=1; version={'1' * 12},{'2' * 12}"
+    assert str(live.lookup(Mix((("concise", 0.7),)))) == f"concise=0.7; version={'1' * 12}"
+
+
+def test_every_lookup_of_a_mix_has_an_id_of_its_own_and_the_same_content(live: LiveControls) -> None:
+    first, second = (live.lookup(Mix((("concise", 0.5),))).control for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.id != second.id
+    assert first.digest == second.digest
+
+
+def test_a_mix_that_the_engine_has_no_room_for_is_refused_with_the_reason() -> None:
+    live = published(LiveControls(max_parts=1))
+    assert live.lookup(Mix((("concise", 0.5),))).control is not None
+    with pytest.raises(RequestError, match=r"do not share one A.*has room for 1") as caught:
+        live.lookup(Mix((("concise", 1.0), ("formal", 1.0))))
+    assert (caught.value.code, caught.value.param) == ("unsupported_mix", "preference")

@@ -29,7 +29,8 @@ def said(*places: tuple[str, object]) -> list[Said]:
         ({"concise": -0.5}, "concise=-0.5"),
         ({"concise": 0}, "none"),
         ({"concise": -0.0}, "none"),
-        ({"concise": 1e-05}, "concise=1e-05"),
+        ({"concise": 0.126, "formal": 0.7000001}, "concise=0.13,formal=0.7"),  # as it is applied
+        ({"concise": 1e-05}, "none"),
     ],
 )
 def test_mix(value: object, mix: str) -> None:

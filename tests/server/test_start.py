@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from meet_bundle import Bundle, SoftPromptControls, open_bundle
-from meet_server.engine import plugin, releases, start
+from meet_server.engine import lora_settings, plugin, releases, start
 from meet_server.errors import ServerError
 
 
@@ -18,7 +18,8 @@ def test_defaults_for_a_bundle(bundle: Path) -> None:
     args = start.bundle_arguments(open_bundle(bundle), ())
     assert args.model == str(bundle / "model")
     assert (args.served_model_name, args.dtype) == (["tiny"], "float32")
-    assert (args.enable_lora, args.max_loras, args.max_cpu_loras, args.max_lora_rank) == (True, 2, 2, 8)
+    assert (args.enable_lora, args.max_lora_rank) == (True, 8)
+    assert args.max_cpu_loras == 2 + lora_settings.MIXES  # every control and mix stays in memory
     assert "q_proj" in args.lora_target_modules
     if releases.is_cpu():
         assert (args.block_size, args.kv_cache_memory_bytes) == (32, 65_536 * 2 * 2 * 32 * 4)
@@ -38,12 +39,6 @@ def test_the_user_wins(bundle: Path) -> None:
     )
     assert (args.max_loras, args.served_model_name) == (1, ["other"])
     assert args.kv_cache_memory_bytes is None  # the user chose another way to say it
-
-
-@pytest.mark.parametrize(("given", "in_memory"), [(1, 2), (4, 4)])
-def test_every_control_stays_in_memory(bundle: Path, given: int, in_memory: int) -> None:
-    args = start.bundle_arguments(open_bundle(bundle), (f"--max-loras={given}",))
-    assert (args.max_loras, args.max_cpu_loras) == (given, in_memory)
 
 
 @pytest.mark.parametrize(
@@ -80,16 +75,6 @@ def test_soft_prompts_need_no_adapters(bundle: Path) -> None:
 def test_no_model_folder(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="is no model folder"):
         start.plain_arguments(tmp_path, "base", ())
-
-
-@pytest.mark.parametrize(("rank", "allowed"), [(1, 1), (2, 8), (8, 8), (9, 16), (300, 320), (512, 512)])
-def test_lora_rank(rank: int, allowed: int) -> None:
-    assert start.lora_rank(rank) == allowed
-
-
-def test_lora_rank_too_large() -> None:
-    with pytest.raises(ServerError, match="rank 513; vLLM serves up to 512"):
-        start.lora_rank(513)
 
 
 GIB = 1 << 30

@@ -5,6 +5,11 @@ start              settings and bundle -> engine arguments -> a running engine
 controlled_client  the seam: which control a request gets
 soft_prompts       the seam for soft prompts: virtual tokens in and out of prompts
 proof              what is served is what was trained
-plugin, cpu_lora   LoRA on CPUs, inside the engine's worker processes
-banned_ids         virtual tokens are never produced, likewise
+adapters           the controls and mixes that the engine holds, and who uses them
+lora_settings      which of vLLM's LoRA settings suit a bundle
+plugin             what is put into the engine's worker processes, and of that:
+memory_adapters    mixes, made from the controls that the workers hold
+resident_lora      LoRA on CPUs without slots; its matrices are in resident_weights
+cpu_lora           LoRA on CPUs for the layers that need slots
+banned_ids         virtual tokens are never produced
 """

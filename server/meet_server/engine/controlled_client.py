@@ -13,8 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from meet_server.engine import releases
-from meet_server.errors import ServerError
-from meet_server.registry.admission import ControlRefused
+from meet_server.engine.adapters import Adapters
 from meet_server.registry.live import LoadedControl
 
 _CONTROL: ContextVar[LoadedControl | None] = ContextVar("meet_control", default=None)
@@ -38,9 +37,10 @@ def current_control() -> LoadedControl | None:
 class ControlledEngine:
     """vLLM's EngineClient with one method changed: `generate` sets the adapter of the request's control."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, max_mixes: int = 1) -> None:
+        """`max_mixes` is how many mixes the engine keeps."""
         self._engine = engine
-        self._adapters: dict[int, Any] = {}
+        self.adapters = Adapters(engine, max_mixes)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -61,19 +61,8 @@ class ControlledEngine:
         return bool(self._engine.errored)
 
     async def load(self, control: LoadedControl) -> None:
-        """Loads a control into the engine. Until then it cannot be generated with.
-
-        An adapter that fails here is harmless; one that first failed while the engine steps would kill it.
-        Raises ControlRefused.
-        """
-        adapter = releases.lora_request(f"{control.name}@{control.digest}", control.id, control.path)
-        try:
-            await self._engine.add_lora(adapter)
-        except Exception as error:
-            if self.is_dead:
-                raise ServerError("the engine died while loading controls; its own messages stand above") from error
-            raise ControlRefused(control.name, f"the engine does not load it: {error}") from error
-        self._adapters[control.id] = adapter
+        """Loads a control into the engine. Until then it cannot be generated with. Raises ControlRefused."""
+        await self.adapters.load(control)
 
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **rest: Any
@@ -85,13 +74,30 @@ class ControlledEngine:
         """
         control = _CONTROL.get()
         if control is not None:
-            lora_request = self._adapters[control.id]
+            if control.parts:
+                return self._generate_mixed(control, prompt, sampling_params, request_id, rest)
+            lora_request = self.adapters[control.id]
         elif lora_request is not None:
-            lora_request = self._adapters.get(lora_request.lora_int_id, lora_request)
+            lora_request = self.adapters.get(lora_request.lora_int_id, lora_request)
         generated: AsyncGenerator[Any, None] = self._engine.generate(
             prompt, sampling_params, request_id, lora_request=lora_request, **rest
         )
         return generated
+
+    @contextmanager
+    def applying(self, control: LoadedControl | None) -> Iterator[None]:
+        """As the function `applying`, for as long as a client's request lasts: the control stays loaded."""
+        with self.adapters.holding(control), applying(control):
+            yield
+
+    async def _generate_mixed(
+        self, mix: LoadedControl, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Loads the mix if it is not there, and holds it until this request of the engine ends, however it ends."""
+        async with self.adapters.mixes.using(mix) as resident:
+            adapter = self.adapters[resident.id]
+            async for each in self._engine.generate(prompt, sampling_params, request_id, lora_request=adapter, **rest):
+                yield each
 
 
 def list_models(models: Any, names: list[str], controls: Iterator[LoadedControl]) -> None:

@@ -1,4 +1,6 @@
-"""LoRA on CPUs by dense products, inside the engine's worker processes. Knows nothing of MEET.
+"""LoRA on CPUs by dense products over slots, inside the engine's worker processes. Knows nothing of MEET.
+
+Used where `resident_lora` cannot be: by models whose adapted layers are not all plain linear ones.
 
 vLLM's own CPU kernels gather the adapter of every token: slow, and until 0.33 wrong, for they index with
 -1 where a token has no adapter, and so give it the last slot's. Here the adapters in use in a batch are

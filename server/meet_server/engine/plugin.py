@@ -10,11 +10,14 @@ import os
 from meet_server.engine import banned_ids
 
 NAME = "meet"
-SWITCH = "MEET_CPU_FIXES"
+SWITCH = "MEET_WORKERS"
+# Leaves adapters on CPUs to vLLM's own kernels. For comparison alone: they are slow, and up to 0.32 wrong.
+STOCK_KERNELS = "MEET_STOCK_LORA_KERNELS"
 
 
 def register() -> None:
-    """Where MEET_CPU_FIXES=1 says so, has vLLM on a CPU apply adapters by `cpu_lora` and keep seeds by `cpu_seeds`.
+    """Where MEET_WORKERS=1 says so: mixes by `memory_adapters`, and on CPUs adapters by `resident_lora` or, where that
+    cannot be, `cpu_lora`, and seeds by `cpu_seeds`.
 
     Where MEET_FIRST_BANNED_ID names an id, has models ban it and all above it by `banned_ids`.
     """
@@ -22,13 +25,21 @@ def register() -> None:
         banned_ids.install()
     if os.environ.get(SWITCH) != "1":
         return
+    from meet_server.engine import memory_adapters
+
+    memory_adapters.install()
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    # vLLM asks its platform for the class by name, so this is the one place to set another.
-    wrapper = "meet_server.engine.cpu_lora.DenseLora"
-    type(current_platform).get_punica_wrapper = classmethod(lambda _: wrapper)
     from meet_server.engine import cpu_seeds
 
     cpu_seeds.install()
+    if os.environ.get(STOCK_KERNELS) == "1":
+        return
+    from meet_server.engine import resident_lora
+
+    resident_lora.install()
+    # vLLM asks its platform for the class by name, so this is the one place to set another.
+    wrapper = "meet_server.engine.cpu_lora.DenseLora"
+    type(current_platform).get_punica_wrapper = classmethod(lambda _: wrapper)

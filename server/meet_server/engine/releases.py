@@ -34,6 +34,13 @@ def is_cpu() -> bool:
     return bool(current_platform.is_cpu())
 
 
+def is_cuda() -> bool:
+    """Whether this vLLM runs on CUDA, or what offers the same."""
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda_alike())
+
+
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
     """What `vllm serve` would make of these arguments. Raises ServerError with argparse's own message."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -88,7 +95,7 @@ async def build_app(engine: Any, args: Namespace) -> FastAPI:
     return app
 
 
-def lora_request(name: str, lora_id: int, path: Path, base_model: str | None = None) -> Any:
+def lora_request(name: str, lora_id: int, path: Path | str, base_model: str | None = None) -> Any:
     """A LoRARequest. The name is part of the prefix cache's key, so it must say which content it is."""
     from vllm.lora.request import LoRARequest
 

@@ -16,15 +16,9 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 
-from meet_bundle import Bundle, LoraControls
-from meet_server.engine import banned_ids, plugin, releases
+from meet_bundle import Bundle, LoraControls, Manifest
+from meet_server.engine import banned_ids, lora_settings, plugin, releases
 from meet_server.errors import ServerError
-
-# What vLLM accepts for --max-lora-rank. A larger one than needed slows every request.
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# Adapters in one batch; each takes memory for its whole size whether used or not. More controls than
-# this are kept aside and take turns.
-MAX_LORAS = 16
 
 ENGINE_EXIT_S = 5
 
@@ -59,32 +53,24 @@ def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
     defaults = _common_defaults(bundle.model_path, manifest.name, manifest.model_dtype)
     if not isinstance(manifest.controls, LoraControls):
         return _parse(defaults | _eager_on_cpu(), engine_args)
-    num = len(manifest.preferences)
-    defaults |= {
-        "enable-lora": [],
-        "max-loras": [min(num, MAX_LORAS)],
-        "max-lora-rank": [lora_rank(manifest.controls.rank)],
-        # Leaves embeddings and the output layer unwrapped where no control touches them.
-        "lora-target-modules": list(manifest.controls.target_modules),
-    }
-    args = _parse(defaults, engine_args)
-    if args.max_cpu_loras is None:
-        args.max_cpu_loras = max(num, args.max_loras)  # every control stays in memory
+    controls, cpu = manifest.controls, releases.is_cpu()
+    args = _parse(defaults | lora_settings.lora_defaults(controls, cpu=cpu), engine_args)
+    lora_settings.keep_in_memory(args, controls, len(manifest.preferences), cpu=cpu)
     return args
+
+
+def max_parts(manifest: Manifest, args: Namespace) -> int | None:
+    """How many controls one mix may have on an engine with these arguments, or None for any number."""
+    controls = manifest.controls
+    if not isinstance(controls, LoraControls):
+        return None
+    return lora_settings.max_parts(controls, args, cpu=releases.is_cpu())
 
 
 def plain_arguments(model: Path, name: str, engine_args: Sequence[str]) -> Namespace:
     """The same defaults for a model folder without controls."""
     defaults = _common_defaults(model, name, _dtype(_config(model)))
     return _parse(defaults | _eager_on_cpu(), engine_args)
-
-
-def lora_rank(rank: int) -> int:
-    """The tightest rank that vLLM has kernels for."""
-    for allowed in LORA_RANKS:
-        if rank <= allowed:
-            return allowed
-    raise ServerError(f"the controls have rank {rank}; vLLM serves up to {LORA_RANKS[-1]}")
 
 
 def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
@@ -134,21 +120,22 @@ async def vllm_app(engine: Any, args: Namespace) -> FastAPI:
 
 @contextmanager
 def _worker_plugin(first_banned_id: int | None) -> Iterator[None]:
-    """Has the worker processes that start within use our LoRA and keep our hands on seeds, on CPUs, and ban ids."""
-    wanted = {plugin.SWITCH: "1"} if releases.is_cpu() else {}
+    """Has the worker processes that start within make mixes and ban ids, and on CPUs use our LoRA and keep our hands
+    on seeds."""
+    lora_settings.prepare_environment(cuda=releases.is_cuda())
+    wanted = {plugin.SWITCH: "1"}
     if first_banned_id is not None:
         wanted[banned_ids.FIRST_ID] = str(first_banned_id)
-    if not wanted:
-        yield
-        return
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and plugin.NAME not in allowed.split(","):
-        raise ServerError(f"VLLM_PLUGINS is {allowed!r}; it must name {plugin.NAME}, which corrects vLLM")
+        raise ServerError(
+            f"VLLM_PLUGINS is {allowed!r}; it must name {plugin.NAME}, which makes mixes and corrects vLLM on CPUs"
+        )
     if not releases.plugin_is_installed(plugin.NAME):
         raise ServerError(
-            "MEET's vLLM plugin is not installed, and without it vLLM produces virtual tokens, and on CPUs mixes "
-            "adapters up and stops on seeds: install the package with pip (`pip install -e .` in a checkout) instead "
-            "of setting PYTHONPATH"
+            "MEET's vLLM plugin is not installed, and without it there are no mixes, virtual tokens are produced, and "
+            "vLLM on CPUs is wrong: install the package with pip (`pip install -e .` in a checkout) instead of setting "
+            "PYTHONPATH"
         )
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

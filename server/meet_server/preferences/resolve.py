@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from meet_bundle import Manifest, Preference
 from meet_server.errors import RequestError
+from meet_server.preferences.mix import quantised
 from meet_server.preferences.words import FIELD, NO_CONTROL, Asked, Said
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Preferences by name, in manifest order, each with its strength. Empty: uncontrolled."""
+    """Preferences by name, in manifest order, each with its strength as it is applied. Empty: uncontrolled."""
 
     parts: tuple[tuple[str, float], ...] = ()
 
@@ -67,7 +68,7 @@ class Resolver:
         return self._default if first is None else first[1]
 
     def mix(self, asked: Asked, place: str) -> Mix:
-        """Names and strengths for the labels of one place, in manifest order; a strength of 0 is none."""
+        """Names and strengths for the labels of one place, in manifest order; one that rounds to 0 is none."""
         strengths: dict[str, float] = {}
         for label, strength in asked.parts:
             preference = self._by_label.get(label)
@@ -79,7 +80,7 @@ class Resolver:
                     f"{place} names {preference.name!r} more than once: {label!r} is an alias of it",
                     param=place,
                 )
-            strengths[preference.name] = _in_range(preference, strength, place)
+            strengths[preference.name] = quantised(_in_range(preference, strength, place))
         return Mix(tuple((p.name, strengths[p.name]) for p in self._preferences if strengths.get(p.name)))
 
     def _unknown(self, label: str, place: str) -> RequestError:

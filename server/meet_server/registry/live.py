@@ -13,10 +13,14 @@ from pathlib import Path
 
 from meet_bundle import Preference
 from meet_server.errors import RequestError
+from meet_server.preferences.mix import content_key
 from meet_server.preferences.resolve import Mix
 
 # vLLM numbers adapters that its own `--lora-modules` brings from 1 upwards; ours stay clear of them.
-_FIRST_ID = 1 << 20
+FIRST_ID = 1 << 20
+
+MIX = "mix"  # what the engine calls a mix; its digest says which
+NO_PATH = Path()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class LoadedControl:
     """One control as the engine knows it. `digest` is that of its files, `version` the short form of it.
 
     `token_ids` are a soft prompt's virtual tokens; a LoRA adapter has none.
+    A mix has `parts`, the controls that it is made of with their strengths, and the digest of those.
     """
 
     name: str
@@ -31,10 +36,12 @@ class LoadedControl:
     id: int
     path: Path
     token_ids: tuple[int, ...] = ()
+    parts: tuple[tuple[LoadedControl, float], ...] = ()
 
     @property
     def version(self) -> str:
-        return self.digest[:12]
+        """What the content is called in replies; of a mix, that of each part."""
+        return ",".join(part.version for part, _ in self.parts) or self.digest[:12]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +52,17 @@ class Applied:
     control: LoadedControl | None
 
     def __str__(self) -> str:
-        """As the reply's header says it: `concise=1; version=0123456789ab`, or `none`."""
+        """As the reply's header says it: `concise=1; version=0123456789ab`, or `none`. A mix has a version per part."""
         return str(self.mix) if self.control is None else f"{self.mix}; version={self.control.version}"
 
 
 class LiveControls:
     """Controls by the name of their preference. A control is published only after it was proved."""
 
-    def __init__(self) -> None:
-        self._ids = itertools.count(_FIRST_ID)
+    def __init__(self, max_parts: int | None = None) -> None:
+        """`max_parts` is how many controls one mix may have, where the engine sets a limit."""
+        self._max_parts = max_parts
+        self._ids = itertools.count(FIRST_ID)
         self._by_name: dict[str, LoadedControl] = {}
 
     def number(self, preference: Preference, path: Path) -> LoadedControl:
@@ -80,13 +89,18 @@ class LiveControls:
         return preference.strength_range
 
     def lookup(self, mix: Mix) -> Applied:
-        """The control that realises a mix. Raises RequestError `unsupported_mix` where none does."""
+        """The control that realises a mix. Raises RequestError `unsupported_mix` where none can."""
         if not mix.parts:
             return Applied(mix, None)
-        if len(mix.parts) == 1 and mix.parts[0][1] == 1.0:
-            return Applied(mix, self._by_name[mix.parts[0][0]])
-        raise RequestError(
-            "unsupported_mix",
-            f"{mix} cannot be served: this release applies one preference, at strength 1",
-            param="preference",
-        )
+        parts = tuple((self._by_name[name], strength) for name, strength in mix.parts)
+        if len(parts) == 1 and parts[0][1] == 1.0:
+            return Applied(mix, parts[0][0])
+        if self._max_parts is not None and len(parts) > self._max_parts:
+            raise RequestError(
+                "unsupported_mix",
+                f"{mix} cannot be served: the controls do not share one A, so that a mix takes the sum of their ranks, "
+                f"and the engine has room for {self._max_parts}",
+                param="preference",
+            )
+        digest = content_key((control.digest, strength) for control, strength in parts)
+        return Applied(mix, LoadedControl(MIX, digest, self.next_id(), NO_PATH, parts=parts))

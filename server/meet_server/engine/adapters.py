@@ -1,0 +1,78 @@
+"""The adapters that the engine holds for MEET: its controls, and mixes of them. Knows no HTTP and no words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from meet_server.engine import releases
+from meet_server.engine.mix_path import mix_path
+from meet_server.errors import ServerError
+from meet_server.registry.admission import ControlRefused
+from meet_server.registry.live import LoadedControl
+from meet_server.registry.mixes import Residents, Uses
+
+
+class Adapters:
+    """Loads controls and mixes into the engine, and gives requests their adapter.
+
+    The name of an adapter is part of the prefix cache's key, so it holds the digest of the content: what was computed
+    under one content is never found under another. `engine` is vLLM's engine client.
+    """
+
+    def __init__(self, engine: Any, max_mixes: int) -> None:
+        self._engine = engine
+        self._requests: dict[int, Any] = {}
+        self._uses = Uses()
+        self.mixes = Residents(self.load, self._remove, self._uses, max_mixes)
+
+    def __getitem__(self, control_id: int) -> Any:
+        """The LoRARequest of what is loaded under that id. Raises KeyError."""
+        return self._requests[control_id]
+
+    def get(self, control_id: int, otherwise: Any) -> Any:
+        """The LoRARequest of what is loaded under that id, or `otherwise`."""
+        return self._requests.get(control_id, otherwise)
+
+    async def load(self, control: LoadedControl) -> None:
+        """Loads a control or a mix. Until then it cannot be generated with.
+
+        An adapter that fails here is harmless; one that first failed while the engine steps would kill it.
+        Raises ControlRefused.
+        """
+        path = mix_path((part.id, strength) for part, strength in control.parts) if control.parts else control.path
+        request = releases.lora_request(f"{control.name}@{control.digest}", control.id, path)
+        try:
+            await self._engine.add_lora(request)
+        except Exception as error:
+            if self._engine.errored:
+                raise ServerError("the engine died while loading controls; its own messages stand above") from error
+            raise ControlRefused(control.name, f"the engine does not load it: {error}") from error
+        self._requests[control.id] = request
+
+    async def unload(self, control: LoadedControl) -> None:
+        """Takes a control out of the engine once no request uses it, alone or in a mix.
+
+        New ones must not ask for it any more.
+        """
+        self.mixes.retire(control.id)
+        await self._uses.none(control.id)
+        await self._remove(control)
+
+    @contextmanager
+    def holding(self, control: LoadedControl | None) -> Iterator[None]:
+        """Keeps a control, or the controls of a mix, in the engine while the block runs."""
+        held = [] if control is None else [part for part, _ in control.parts] or [control]
+        for each in held:
+            self._uses.begin(each.id)
+        try:
+            yield
+        finally:
+            for each in held:
+                self._uses.end(each.id)
+
+    async def _remove(self, control: LoadedControl) -> None:
+        del self._requests[control.id]
+        if not self._engine.errored:
+            await self._engine.remove_lora(control.id)

@@ -1,0 +1,131 @@
+"""Which mixes are resident in the engine: each built once, a bounded number kept, none taken from under a request.
+
+Knows the engine as two functions, and neither HTTP nor tensors. Belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from meet_server.registry.live import LoadedControl
+
+Move = Callable[[LoadedControl], Coroutine[Any, Any, None]]
+
+
+class Uses:
+    """How often each control is in use, by its id: by requests, and by mixes that are made of it."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+        self._ended: dict[int, asyncio.Event] = {}
+
+    def begin(self, control_id: int) -> None:
+        self._counts[control_id] += 1
+
+    def end(self, control_id: int) -> None:
+        self._counts[control_id] -= 1
+        if not self._counts[control_id]:
+            del self._counts[control_id]
+            if (event := self._ended.pop(control_id, None)) is not None:
+                event.set()
+
+    async def none(self, control_id: int) -> None:
+        """Waits until the control is not in use."""
+        while self._counts[control_id]:
+            await self._ended.setdefault(control_id, asyncio.Event()).wait()
+
+
+@dataclass(slots=True)
+class _Residence:
+    """One mix in the engine, or on its way there."""
+
+    mix: LoadedControl
+    loading: asyncio.Task[None]
+    num_users: int = 0
+
+    @property
+    def failed(self) -> bool:
+        return self.loading.done() and (self.loading.cancelled() or self.loading.exception() is not None)
+
+
+class Residents:
+    """The mixes that the engine holds, least recently used first.
+
+    More than `limit` are held only while all of them are in use: no request is refused for want of room.
+    """
+
+    def __init__(self, load: Move, remove: Move, uses: Uses, limit: int) -> None:
+        self._load = load
+        self._remove = remove
+        self._uses = uses
+        self.limit = limit
+        self._by_content: OrderedDict[str, _Residence] = OrderedDict()
+        self._retired: set[str] = set()
+        self._moving: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._by_content)
+
+    @asynccontextmanager
+    async def using(self, mix: LoadedControl) -> AsyncIterator[LoadedControl]:
+        """The resident mix of the same content, loaded if there is none. It stays until the block ends.
+
+        Raises whatever loading raised, for every request that waited for it.
+        """
+        residence = self._by_content.get(mix.digest)
+        if residence is None or residence.failed:
+            residence = self._by_content[mix.digest] = self._begin(mix)
+        self._by_content.move_to_end(mix.digest)
+        residence.num_users += 1
+        try:
+            # Shielded: a client that leaves takes only itself away.
+            await asyncio.shield(residence.loading)
+            yield residence.mix
+        finally:
+            residence.num_users -= 1
+            self._tidy()
+
+    def retire(self, control_id: int) -> None:
+        """Lets go of the mixes of a control that is no longer published, as soon as their requests have ended."""
+        for content, residence in self._by_content.items():
+            if any(control.id == control_id for control, _ in residence.mix.parts):
+                self._retired.add(content)
+        self._tidy()
+
+    async def settled(self) -> None:
+        """Waits until what was let go of has left the engine."""
+        while self._moving:
+            await asyncio.gather(*self._moving)
+
+    def _begin(self, mix: LoadedControl) -> _Residence:
+        for control, _ in mix.parts:
+            self._uses.begin(control.id)
+        loading = asyncio.create_task(self._load(mix))
+        loading.add_done_callback(lambda _: self._tidy())
+        return _Residence(mix, loading)
+
+    def _tidy(self) -> None:
+        """Lets go of what was retired or did not load, and of the least recently used beyond the limit."""
+        if len(self._by_content) <= self.limit and not self._retired:
+            return
+        for content, residence in list(self._by_content.items()):
+            over = len(self._by_content) > self.limit
+            if not (over or self._retired):
+                break
+            if residence.loading.done() and not residence.num_users and (over or content in self._retired):
+                del self._by_content[content]
+                self._retired.discard(content)
+                task = asyncio.create_task(self._leave(residence))
+                self._moving.add(task)
+                task.add_done_callback(self._moving.discard)
+
+    async def _leave(self, residence: _Residence) -> None:
+        if not residence.failed:
+            await self._remove(residence.mix)
+        for control, _ in residence.mix.parts:
+            self._uses.end(control.id)

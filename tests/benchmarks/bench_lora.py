@@ -1,0 +1,297 @@
+"""What LoRA controls and mixes of them cost: ratios of two servers, or of two kinds of requests, measured in turn.
+
+    python tests/benchmarks/bench_lora.py [--rows NAME ...] [--model DIR] [--json FILE] [--quick]
+
+Serves a real model (SmolLM2-135M unless `--model` names another) with random controls, which cost what trained ones
+do. Every server is a process of its own. A row whose figure is on the wrong side of its bound makes the exit status 1.
+To add a row: a function from a `World` to its results, and its name in `ROWS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench_serve import machine
+from lora_bundle import make_lora_bundle
+
+WORDS = ("rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist")
+NUM_TOKENS = 32
+
+OURS = (
+    "import sys; from pathlib import Path; from meet_server.run import serve;"
+    "from meet_server.settings import Settings;"
+    "serve(Settings(bundle=Path(sys.argv[1]), port=0, engine_args=tuple(sys.argv[2:])))"
+)
+PLAIN = (
+    "import sys; from pathlib import Path; from meet_server.plain import serve_plain;"
+    "from meet_server.settings import PlainSettings;"
+    "serve_plain(PlainSettings(model=Path(sys.argv[1]), name='bench', port=0, engine_args=tuple(sys.argv[2:])))"
+)
+
+Preferences = Sequence[Any]
+"""Values of `preference`, of which request i has the i-th, and so on from the first."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two things a row compares."""
+
+    url: str
+    preferences: Preferences = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A figure, its bound, and the pairs of neighbouring measurements that it is the median of."""
+
+    name: str
+    figure: float
+    bound: float
+    at_least: bool
+    ours: float
+    other: float
+    unit: str
+    pairs: list[float]
+
+    @property
+    def holds(self) -> bool:
+        return self.figure >= self.bound if self.at_least else self.figure <= self.bound
+
+
+@dataclass(frozen=True)
+class World:
+    """What rows start servers from, and how much they measure."""
+
+    bundle: Callable[[int], Path]
+    pairs: int
+    seconds: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows; all by default")
+    parser.add_argument("--model", type=Path, help="folder of the model; SmolLM2-135M by default")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--quick", action="store_true", help="a look, not a measurement: no bound is checked")
+    options = parser.parse_args(arguments)
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model or smollm2()
+
+        def bundle(num_controls: int) -> Path:
+            folder = Path(scratch) / f"bundle-{num_controls}"
+            return folder if folder.exists() else make_lora_bundle(model, folder, num_controls)
+
+        world = World(bundle, *((3, 1.0) if options.quick else (11, 4.0)))
+        for name in options.rows:
+            for result in ROWS[name](world):
+                print(line(result), flush=True)
+                results.append(result)
+    if options.json:
+        rows = [asdict(result) | {"holds": result.holds} for result in results]
+        options.json.write_text(json.dumps({**machine(), "rows": rows}, indent=2) + "\n")
+    return 0 if options.quick or all(result.holds for result in results) else 1
+
+
+def idle(world: World) -> Iterator[Result]:
+    """An engine that could apply adapters, and is not asked to, against one that could not."""
+    bundle = world.bundle(4)
+    with server(OURS, bundle) as ours, server(PLAIN, bundle / "model") as plain:
+        for concurrent in (1, 8, 32):
+            yield rates(
+                world, f"uncontrolled, LoRA on / off, {concurrent} at once", concurrent, 0.95, Side(ours), Side(plain)
+            )
+
+
+def stock(world: World) -> Iterator[Result]:
+    """Adapters by our products against vLLM's own kernels."""
+    bundle = world.bundle(4)
+    with server(OURS, bundle) as ours, server(OURS, bundle, "--max-loras=4", MEET_STOCK_LORA_KERNELS="1") as other:
+        for num in (1, 4):
+            labels = [f"c{index}" for index in range(num)]
+            name = f"LoRA, {num} controls, 32 at once / stock kernels"
+            yield rates(world, name, 32, 2.0, Side(ours, labels), Side(other, labels))
+
+
+def uncontrolled(world: World) -> Iterator[Result]:
+    """Adapters against an engine without any, at its faster of compiled and eager."""
+    bundle = world.bundle(4)
+    labels = [f"c{index}" for index in range(4)]
+    with ExitStack() as stack:
+        ours = stack.enter_context(server(OURS, bundle))
+        eager = stack.enter_context(server(PLAIN, bundle / "model"))
+        compiled = stack.enter_context(server(PLAIN, bundle / "model", "--no-enforce-eager"))
+        for _ in range(2):
+            speeds = {url: rate(Side(url), 32, 64) for url in (eager, compiled)}
+        faster = max(speeds, key=lambda url: speeds[url])
+        kind = "eager" if faster == eager else "compiled"
+        for num in (1, 4):
+            name = f"LoRA, {num} controls, 32 at once / uncontrolled engine, {kind}"
+            yield rates(world, name, 32, 0.75, Side(ours, labels[:num]), Side(faster))
+
+
+def mixes(world: World) -> Iterator[Result]:
+    """64 different mixes of four controls against one adapter."""
+    different = [
+        {"c0": 0.1 + (n % 4) / 4, "c1": (n // 4 % 4) / 4 - 0.4, "c2": n / 64, "c3": 1 - n / 128} for n in range(64)
+    ]
+    with server(OURS, world.bundle(4)) as ours:
+        yield rates(
+            world, "64 different mixes / one adapter, 64 at once", 64, 0.9, Side(ours, different), Side(ours, ["c0"])
+        )
+
+
+def new_mix(world: World) -> Iterator[Result]:
+    """Time to the first token of a mix that was never asked for, beyond that of one that was."""
+    num = 40 if world.pairs < 11 else 200
+    with server(OURS, world.bundle(4)) as ours:
+        times: list[tuple[float, float]] = []
+        for index in range(-10, num):
+            new = {f"c{part}": 0.5 + (index + 10) / 1000 * (1 + part) for part in range(1 + index % 4)}
+            resident = {f"c{part}": 0.25 for part in range(1 + index % 4)}
+            pair = [first_token_ms(ours, each) for each in ((resident, new) if index % 2 else (new, resident))]
+            if index >= 0:
+                times.append((pair[1], pair[0]) if index % 2 else (pair[0], pair[1]))
+        extra = sorted(new - resident for new, resident in times)
+        p95 = extra[int(0.95 * len(extra))]
+        ours_ms, other_ms = (statistics.median(each) for each in zip(*times, strict=True))
+        name = "first request of a new mix, extra time to first token, p95"
+        yield Result(
+            name, round(p95, 2), 20, False, round(ours_ms, 2), round(other_ms, 2), "ms", [round(e, 2) for e in extra]
+        )
+
+
+def start_up(world: World) -> Iterator[Result]:
+    """From the command to being ready, with eight controls and with none."""
+    bundle = world.bundle(8)
+    ours, other = [], []
+    for index in range(3 if world.pairs >= 11 else 1):
+        for code, folder, times in ((OURS, bundle, ours), (PLAIN, bundle / "model", other))[:: 1 if index % 2 else -1]:
+            start = time.perf_counter()
+            with server(code, folder):
+                times.append(time.perf_counter() - start)
+    pairs = [round(a / b, 4) for a, b in zip(ours, other, strict=True)]
+    seconds = [round(statistics.median(each), 2) for each in (ours, other)]
+    yield Result(
+        "start-up with 8 controls / without", round(seconds[0] / seconds[1], 4), 1.15, False, *seconds, "s", pairs
+    )
+
+
+ROWS: dict[str, Callable[[World], Iterator[Result]]] = {
+    "idle": idle,
+    "stock": stock,
+    "uncontrolled": uncontrolled,
+    "mixes": mixes,
+    "new-mix": new_mix,
+    "start-up": start_up,
+}
+
+
+def rates(world: World, name: str, concurrent: int, bound: float, ours: Side, other: Side) -> Result:
+    """Tokens per second of two sides in turn, the first of each pair in turn, after a round of each to warm up."""
+    warm = [rate(side, concurrent, concurrent) for side in (ours, other, ours, other)]
+    num_requests = concurrent * max(1, round(world.seconds * max(warm[2:]) / (concurrent * NUM_TOKENS)))
+    measured: dict[bool, list[float]] = {True: [], False: []}
+    for index in range(world.pairs):
+        for is_ours in (True, False) if index % 2 else (False, True):
+            measured[is_ours].append(rate(ours if is_ours else other, concurrent, num_requests))
+    a, b = (statistics.median(measured[is_ours]) for is_ours in (True, False))
+    pairs = [round(x / y, 4) for x, y in zip(measured[True], measured[False], strict=True)]
+    return Result(name, round(a / b, 4), bound, True, round(a, 1), round(b, 1), "tokens/s", pairs)
+
+
+def line(result: Result) -> str:
+    pairs = statistics.quantiles(result.pairs, n=4) if len(result.pairs) > 1 else result.pairs * 3
+    sign = ">=" if result.at_least else "<="
+    return (
+        f"{result.name}: {result.figure} ({result.ours} / {result.other} {result.unit}; quarters "
+        f"{', '.join(f'{each:.3f}' for each in pairs)}), bound {sign} {result.bound}: "
+        f"{'holds' if result.holds else 'BROKEN'}"
+    )
+
+
+def rate(side: Side, concurrent: int, num_requests: int) -> float:
+    """Tokens per second of that many requests, so many at once."""
+    return asyncio.run(_rate(side, concurrent, num_requests))
+
+
+async def _rate(side: Side, concurrent: int, num_requests: int) -> float:
+    import httpx
+
+    numbers = iter(range(num_requests))
+
+    async def sender(client: httpx.AsyncClient) -> int:
+        total = 0
+        for number in numbers:
+            body = _body(f"What is {WORDS[number % len(WORDS)]}?", NUM_TOKENS)
+            if side.preferences:
+                body["preference"] = side.preferences[number % len(side.preferences)]
+            reply = await client.post(f"{side.url}/v1/chat/completions", json=body)
+            reply.raise_for_status()
+            total += reply.json()["usage"]["completion_tokens"]
+        return total
+
+    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=64)) as client:
+        start = time.perf_counter()
+        counts = await asyncio.gather(*(sender(client) for _ in range(concurrent)))
+        return sum(counts) / (time.perf_counter() - start)
+
+
+def first_token_ms(url: str, preference: Any) -> float:
+    import httpx
+
+    body = {**_body("What is rain?", 1), "preference": preference, "cache_salt": str(time.perf_counter_ns())}
+    start = time.perf_counter()
+    httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60).raise_for_status()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _body(content: str, num_tokens: int) -> dict[str, Any]:
+    messages = [{"role": "user", "content": content}]
+    return {"messages": messages, "max_tokens": num_tokens, "temperature": 0, "ignore_eos": True}
+
+
+@contextmanager
+def server(code: str, folder: Path, *engine_args: str, **environment: str) -> Iterator[str]:
+    """A server in a process of its own, from its start to its end. Its address, once it is ready."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), *engine_args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | environment,
+    )
+    try:
+        assert process.stdout is not None
+        for said in process.stdout:
+            if said.startswith("ready: "):
+                yield said.split()[1]
+                return
+        raise RuntimeError(f"the server of {folder} ended before it was ready, with status {process.wait()}")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def smollm2() -> Path:
+    from meet_training.base_model import resolve_base
+
+    return resolve_base("smollm2-135m")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

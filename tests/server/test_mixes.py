@@ -1,0 +1,158 @@
+"""Which mixes are kept: each built once, few kept, none taken from under a request. On a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_manifest import preference
+
+from meet_server.preferences.resolve import Mix
+from meet_server.registry.live import LiveControls, LoadedControl
+from meet_server.registry.mixes import Residents, Uses
+
+
+class FakeEngine:
+    """Says what was loaded and removed, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.fails = False
+
+    async def load(self, mix: LoadedControl) -> None:
+        await asyncio.sleep(0)
+        if self.fails:
+            raise ValueError("no room")
+        self.log.append(f"+{name(mix)}")
+
+    async def remove(self, mix: LoadedControl) -> None:
+        self.log.append(f"-{name(mix)}")
+
+
+def name(mix: LoadedControl) -> str:
+    return f"{mix.parts[0][1]:g}"
+
+
+class World:
+    def __init__(self, limit: int = 2) -> None:
+        self.live, self.engine, self.uses = LiveControls(), FakeEngine(), Uses()
+        self.control = self.live.number(preference("concise"), Path("controls/concise"))
+        self.live.publish(self.control)
+        self.residents = Residents(self.engine.load, self.engine.remove, self.uses, limit)
+
+    def mix(self, strength: float) -> LoadedControl:
+        control = self.live.lookup(Mix((("concise", strength),))).control
+        assert control is not None
+        return control
+
+    async def use(self, strength: float) -> int:
+        """Returns the id of the resident mix."""
+        async with self.residents.using(self.mix(strength)) as resident:
+            await asyncio.sleep(0)
+            return resident.id
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(coroutine)
+
+
+def test_fifty_at_once_load_it_once() -> None:
+    world = World()
+
+    async def go() -> set[int]:
+        return set(await asyncio.gather(*(world.use(0.5) for _ in range(50))))
+
+    assert len(run(go())) == 1
+    assert world.engine.log == ["+0.5"]
+
+
+def test_the_least_recently_used_leaves_and_comes_back_under_another_id() -> None:
+    world = World(limit=2)
+
+    async def go() -> tuple[int, int]:
+        first = await world.use(0.1)
+        await world.use(0.2)
+        await world.use(0.1)
+        await world.use(0.3)  # 0.2 leaves
+        await world.residents.settled()
+        await world.use(0.2)  # 0.1 leaves
+        await world.residents.settled()
+        return first, await world.use(0.1)
+
+    first, again = run(go())
+    assert world.engine.log[:7] == ["+0.1", "+0.2", "+0.3", "-0.2", "+0.2", "-0.1", "+0.1"]
+    assert first != again
+
+
+def test_what_is_in_use_stays_and_none_is_refused_for_want_of_room() -> None:
+    world = World(limit=1)
+
+    async def go() -> None:
+        async with world.residents.using(world.mix(0.1)), world.residents.using(world.mix(0.2)):
+            await world.use(0.3)
+            await world.residents.settled()
+            assert world.engine.log == ["+0.1", "+0.2", "+0.3", "-0.3"]
+        await world.residents.settled()
+        assert len(world.residents) == 1
+
+    run(go())
+
+
+def test_a_failure_reaches_all_who_wait_and_the_next_tries_again() -> None:
+    world = World()
+
+    async def go() -> None:
+        world.engine.fails = True
+        outcomes = await asyncio.gather(*(world.use(0.5) for _ in range(3)), return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == ["no room"] * 3
+        world.engine.fails = False
+        await world.use(0.5)
+
+    run(go())
+    assert world.engine.log == ["+0.5"]
+
+
+def test_one_who_leaves_while_it_loads_takes_only_itself_away() -> None:
+    world = World()
+
+    async def go() -> None:
+        leaver, stayer = asyncio.create_task(world.use(0.5)), asyncio.create_task(world.use(0.5))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        await stayer
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+
+    run(go())
+    assert world.engine.log == ["+0.5"]
+
+
+def test_mixes_of_a_retired_control_leave_once_their_requests_end_and_free_it() -> None:
+    world = World()
+
+    async def go() -> None:
+        await world.use(0.1)
+        async with world.residents.using(world.mix(0.2)):
+            world.residents.retire(world.control.id)
+            await world.residents.settled()
+            assert world.engine.log == ["+0.1", "+0.2", "-0.1"]
+            unused = asyncio.create_task(world.uses.none(world.control.id))
+            await asyncio.sleep(0.01)
+            assert not unused.done()
+        await asyncio.wait_for(unused, 1)
+        assert world.engine.log[-1] == "-0.2"
+
+    run(go())
+
+
+def test_mixes_of_a_new_version_are_other_mixes() -> None:
+    world = World()
+    old = world.mix(0.5)
+    other = preference("concise").model_copy(update={"digest": "1" * 64})
+    world.live.publish(world.live.number(other, Path("controls/concise-2")))
+    new = world.mix(0.5)
+    assert old.digest != new.digest
+    assert (old.version, new.version) == ("0" * 12, "1" * 12)

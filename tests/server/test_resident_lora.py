@@ -1,0 +1,184 @@
+"""The products of resident LoRA against a reference that goes token by token, and what a worker's keeper does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from meet_server.engine.memory_adapters import check_finite, factors, mixed
+from meet_server.engine.resident_lora import ResidentLayer, Step
+from meet_server.engine.resident_weights import check_fits, pack
+
+RANK, IN = 8, 32
+SLICES = {"one": (48,), "qkv": (32, 16, 16)}
+# Strengths of three controls on each token; no strength is an uncontrolled token.
+WEIGHTS = torch.tensor([[1, 0, 0], [0, 0, 0], [0.7, 0.5, 0], [0, -1, 2.01], [0.3, -0.2, 0.1]])
+
+
+def layer(slices: Sequence[int]) -> Any:
+    return SimpleNamespace(output_slices=tuple(slices), tp_size=1, input_size=IN)
+
+
+def control(slices: Sequence[int], seed: int, a: Sequence[int], rank: int = RANK, dtype: Any = torch.float32) -> Any:
+    """Weights as vLLM keeps them; `a` says, by seed, which A each slice has, -1 that it is left alone."""
+    made = torch.Generator().manual_seed(seed)
+    all_a = [None if s < 0 else torch.randn(rank, IN, generator=torch.Generator().manual_seed(s)).to(dtype) for s in a]
+    all_b = [torch.randn(out, rank, generator=made).to(dtype) for out in slices]
+    b = [None if each is None else all_b[index] for index, each in enumerate(all_a)]
+    packed = len(slices) > 1
+    return SimpleNamespace(lora_a=all_a if packed else all_a[0], lora_b=b if packed else b[0], is_packed=packed,
+                           rank=rank)  # fmt: skip
+
+
+def reference(y: torch.Tensor, x: torch.Tensor, slices: Sequence[int], controls: Any, weights: Any) -> torch.Tensor:
+    y = y.double().clone()
+    for token in range(len(x)):
+        for each, strength in zip(controls, weights[token].tolist(), strict=True):
+            offset = 0
+            all_a = each.lora_a if each.is_packed else [each.lora_a]
+            all_b = each.lora_b if each.is_packed else [each.lora_b]
+            for a, b, out in zip(all_a, all_b, slices, strict=True):
+                if a is not None:
+                    y[token, offset : offset + out] += strength * (b.double() @ (a.double() @ x[token].double()))
+                offset += out
+    return y
+
+
+def inputs(num_tokens: int, out: int, dtype: Any = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    made = torch.Generator().manual_seed(1)
+    return torch.randn(num_tokens, IN, generator=made).to(dtype), torch.randn(num_tokens, out, generator=made).to(dtype)
+
+
+A = {
+    "one A for all": [(5, 5, 5)] * 3,
+    "an A for each control": [(5, 5, 5), (6, 6, 6), (7, 7, 7)],
+    "an A for each slice": [(1, 2, 3), (4, 5, 6), (7, 8, 9)],
+    "a slice left alone": [(5, -1, 5), (5, 5, 5), (5, 5, -1)],
+}
+
+
+@pytest.mark.parametrize("slices", SLICES.values(), ids=SLICES)
+@pytest.mark.parametrize("a", A.values(), ids=A)
+@pytest.mark.parametrize("rank", [RANK, 48])
+def test_products(slices: tuple[int, ...], a: list[tuple[int, ...]], rank: int) -> None:
+    controls = [control(slices, 10 + i, each[: len(slices)], rank) for i, each in enumerate(a)]
+    x, y = inputs(len(WEIGHTS), sum(slices))
+    expected, before = reference(y, x, slices, controls, WEIGHTS), y.clone()
+    pack(layer(slices), controls).add(y, x, WEIGHTS)
+    torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
+    assert torch.equal(y[1], before[1])  # bit for bit, or the prefix cache would differ
+
+
+def test_one_a_is_applied_once() -> None:
+    shared = [control(SLICES["qkv"], i, (5, 5, 5)) for i in range(4)]
+    assert pack(layer(SLICES["qkv"]), shared).a.shape == (RANK, IN)
+    apart = [control(SLICES["qkv"], i, (i, i, i)) for i in range(4)]
+    assert pack(layer(SLICES["qkv"]), apart).a.shape == (4 * RANK, IN)
+
+
+def test_controls_of_different_ranks() -> None:
+    controls = [control((48,), 1, (5,), rank=4), control((48,), 2, (6,), rank=8)]
+    x, y = inputs(5, 48)
+    expected = reference(y, x, (48,), controls, WEIGHTS[:, :2])
+    pack(layer((48,)), controls).add(y, x, WEIGHTS[:, :2].contiguous())
+    torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_bfloat16_tells_strengths_apart_that_it_cannot_hold() -> None:
+    one = [control((48,), 1, (5,), dtype=torch.bfloat16)]
+    x, _ = inputs(1, 48, torch.bfloat16)
+    outs = []
+    for strength in (2.00, 2.01):
+        y = torch.zeros(1, 48, dtype=torch.bfloat16)
+        pack(layer((48,)), one).add(y, x, torch.tensor([[strength]]))
+        outs.append(y)
+    assert not torch.equal(*outs)
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_layers_name() -> None:
+    with pytest.raises(ValueError, match=r"layer mlp\.up: A is \(8, 32\) and B \(16, 8\); \(r, 32\) and \(48, r\)"):
+        check_fits(layer((48,)), "mlp.up", control((16,), 1, (5,)))
+
+
+class CountingBase:
+    """A base layer, and how often anything else was asked of it."""
+
+    def __init__(self) -> None:
+        self.quant_method = self
+        self.calls = 0
+
+    def apply(self, base: Any, x: torch.Tensor, bias: Any) -> torch.Tensor:
+        self.calls += 1
+        return torch.zeros(x.shape[0], 48)
+
+
+def test_without_an_adapter_in_the_batch_only_the_base_layer_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    added = []
+    monkeypatch.setattr(ResidentLayer, "add", lambda self, y, x: added.append(len(x)))
+    base, step = CountingBase(), Step()
+    resident = ResidentLayer("mlp.up", SimpleNamespace(base_layer=base), step)
+    resident(torch.zeros(3, IN))
+    assert (base.calls, added) == (1, [])
+    step.controls = (SimpleNamespace(),)
+    resident(torch.zeros(3, IN))
+    assert (base.calls, added) == (2, [3])
+
+
+def test_factors_with_one_a_keep_the_rank_and_with_several_stack() -> None:
+    a, b = torch.randn(3, RANK, IN), torch.randn(3, 16, RANK)
+    strengths = (0.7, -0.5, 2.0)
+    expected = sum(w * y.double() @ a[0].double() for w, y in zip(strengths, b, strict=True))
+    joint_a, joint_b = factors([(a[0], each, w) for each, w in zip(b, strengths, strict=True)])
+    assert joint_a.shape == (RANK, IN)
+    torch.testing.assert_close((joint_b @ joint_a).double(), expected, rtol=1e-4, atol=1e-4)
+    expected = sum(w * y.double() @ x.double() for w, x, y in zip(strengths, a, b, strict=True))
+    joint_a, joint_b = factors(list(zip(a, b, strengths, strict=True)))
+    assert joint_a.shape == (3 * RANK, IN)
+    torch.testing.assert_close((joint_b @ joint_a).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def adapter(lora_id: int, seed: int, shared: bool) -> Any:
+    """An adapter as vLLM has packed it: one fused layer, one plain."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
+
+    own = 5 if shared else seed
+    fused, plain = control(SLICES["qkv"], seed, (own, own, -1)), control((48,), seed, (own,))
+    return LoRAModel(
+        lora_id,
+        RANK,
+        {
+            "qkv": PackedLoRALayerWeights("qkv", RANK, [RANK] * 3, fused.lora_a, fused.lora_b, scaling=[1] * 3),
+            "up": LoRALayerWeights("up", RANK, RANK, plain.lora_a, plain.lora_b, scaling=1),
+        },
+    )
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_adapter_made_of_others_is_what_they_are_together(shared: bool) -> None:
+    parts = [(adapter(1, 1, shared), 0.7), (adapter(2, 2, shared), -0.5)]
+    made = mixed(3, parts, max_rank=16)
+    assert made.rank == (RANK if shared else 2 * RANK)
+    x, y = inputs(4, 64)
+    weights = torch.tensor([[0.7, -0.5]] * 4)
+    expected = reference(y, x, SLICES["qkv"], [model.loras["qkv"] for model, _ in parts], weights)
+    pack(layer(SLICES["qkv"]), [made.loras["qkv"]]).add(y, x, None)
+    torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_ranks_that_add_up_beyond_the_engines_room_are_refused() -> None:
+    with pytest.raises(ValueError, match="a mix of 2 controls without a shared A has rank 16; 8 is allowed"):
+        mixed(3, [(adapter(1, 1, False), 1.0), (adapter(2, 2, False), 1.0)], max_rank=8)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    broken = adapter(1, 1, True)
+    broken.loras["up"].lora_b[3, 2] = float("nan")
+    with pytest.raises(ValueError, match="layer up has weights that are not finite"):
+        check_finite(broken)
