@@ -53,9 +53,9 @@ def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> B
         trained.tokenizer.save_pretrained(folder / "model")
         for control, name in enumerate(trained.controls.names):
             trained.controls.save(control, folder / "controls" / name)
+        _write_report(folder / "report", trained)
         _make_readable(folder)
         seal(folder, _with_probes(folder, _manifest(trained, config), trained))
-        _write_report(folder / "report", trained)
     return open_bundle(config.output)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from meet_bundle import Bundle, BundleError, open_bundle
+from meet_bundle import Bundle, BundleError, clean_up, open_bundle
 from meet_training.base_model import check_causal_model, describe_base, own_dtype, resolve_base
 from meet_training.callbacks import Callback, Callbacks
 from meet_training.config import TrainConfig
@@ -42,21 +42,26 @@ def train(config: TrainConfig, *, replace: bool = False, callbacks: Sequence[Cal
 
     Raises TrainingError or BundleError before any work where the configuration, the data, the base or the
     output cannot be used. Nothing appears at `config.output` until the whole bundle is there. Under `accelerate
-    launch` every process calls this, and each returns the same bundle.
+    launch` or `torchrun` every process calls this and returns the same bundle; callbacks hear the main process alone.
     """
-    if config.output.exists() and not replace:
-        raise BundleError(f"output: {config.output} exists; choose another output or allow it to be replaced")
-    examples = forms.load_examples(config)
-    told = Callbacks(callbacks)
-    folder = resolve_base(config.base, on_step=told.on_phase)
-    run = Run(config, folder, examples, told)
+    machine = Machine.join(config.device)
+    told = Callbacks(callbacks if machine.is_main else ())
+    with machine.main_first():
+        if machine.is_main:
+            clean_up(config.output)
+        if config.output.exists() and not replace:
+            raise BundleError(f"output: {config.output} exists; choose another output or allow it to be replaced")
+        folder = resolve_base(config.base, on_step=told.on_phase)
+    with machine.together():
+        run = Run(config, folder, forms.load_examples(config), told, machine)
+    machine.check_alike("configuration, data and base", run.checkpoints.key)
     told.on_start(run.config)
     trained = run.both_stages()
-    if run.machine.is_main:
-        told.on_phase(f"writing {config.output}")
-        export(trained, run.config, replace=replace)
-        run.checkpoints.remove()
-    run.machine.wait()
+    with machine.together():
+        if machine.is_main:
+            told.on_phase(f"writing {config.output}")
+            export(trained, run.config, replace=replace)
+            run.checkpoints.remove()
     bundle = open_bundle(config.output)
     told.on_bundle(bundle)
     return bundle
@@ -71,12 +76,13 @@ class Run:
         folder: Path,
         examples: dict[str, list[forms.Example]],
         callbacks: Callback | None = None,
+        machine: Machine | None = None,
     ) -> None:
         from transformers import AutoTokenizer
 
         self.config = config.resolved()
         self.folder = folder
-        self.machine = Machine.join(config.device)
+        self.machine = machine or Machine.join(config.device)
         self.dtype = choose_dtype(config.precision, self.machine.device)
         self.own_dtype = own_dtype(check_causal_model(folder))
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
@@ -96,6 +102,7 @@ class Run:
     def both_stages(self) -> Trained:
         """What comes before, stage 1, then stage 2, each from where the checkpoint says."""
         saved = self.checkpoints.load()
+        self.machine.check_alike("checkpoint", (saved["stage"], saved["step"]) if saved else None)
         if saved:
             self.record = Record.from_state(saved["record"])
         self.ask_the_base()
@@ -147,15 +154,16 @@ class Run:
             group = [replace(example, rejected=None) for example in examples]
             return render_all({"uncontrolled": group}, self.tokenizer, self.config.max_length)["uncontrolled"]
         self.callbacks.on_phase("sampling replies of the base itself")
-        return base_replies(
-            model,
-            list(dict.fromkeys(prompts))[:num],
-            said,
-            eos_id=int(self.tokenizer.eos_token_id),
-            pad_id=self.pad_id,
-            seed=self.config.seed,
-            file=self.checkpoints.file("base_replies.json"),
-        )
+        with self.machine.main_first():
+            return base_replies(
+                model,
+                list(dict.fromkeys(prompts))[:num],
+                said,
+                eos_id=int(self.tokenizer.eos_token_id),
+                pad_id=self.pad_id,
+                seed=self.config.seed,
+                file=self.checkpoints.file("base_replies.json"),
+            )
 
     def stage1(self, saved: dict[str, Any] | None = None) -> dict[str, Any]:
         """Tunes the controls on the frozen model; returns their state."""

@@ -35,13 +35,13 @@ class CheckpointFolder:
 
     def __init__(self, output: Path, key: str, every_s: float) -> None:
         self._folder = output.parent / f".{output.name}.run"
-        self._key = key
+        self.key = key
         self._every_s = every_s
         self._last = time.monotonic()
 
     def file(self, name: str) -> Path:
         """Where this run, and no other, keeps something else until the bundle is written; its folder exists."""
-        folder = self._folder / self._key[:16]
+        folder = self._folder / self.key[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
@@ -51,7 +51,7 @@ class CheckpointFolder:
         if not file.is_file():
             return None
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        return saved["state"] if saved["key"] == self._key else None
+        return saved["state"] if saved["key"] == self.key else None
 
     def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
         """Saves when the interval is over; `state` is called only then."""
@@ -63,7 +63,7 @@ class CheckpointFolder:
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._folder / "checkpoint.pt.partial"
         with partial.open("wb") as file:
-            torch.save({"key": self._key, "state": state}, file)
+            torch.save({"key": self.key, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._folder / "checkpoint.pt")

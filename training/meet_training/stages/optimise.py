@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meet_training.controls.control import ControlSet
-from meet_training.data.batches import UNCONTROLLED, Item, Schedule, passes
+from meet_training.data.batches import UNCONTROLLED, Item, Schedule, passes, tokens_on_the_way
 from meet_training.errors import TrainingError
 from meet_training.stages.layout import Batch, lay_out
 from meet_training.stages.machine import Machine
@@ -168,7 +169,8 @@ def backward(model: nn.Module, controls: ControlSet, items: list[Item], config: 
     weights = torch.ones_like(sizes.num_tokens)
     weights[UNCONTROLLED] = config.uncontrolled_weight
     sums = torch.zeros_like(sizes.num_tokens)
-    for group in config.machine.share(passes(items, config.tokens_per_pass, packed=config.packed)):
+    groups = passes(items, config.tokens_per_pass, packed=config.packed)
+    for group in config.machine.share(groups, partial(tokens_on_the_way, packed=config.packed)):
         losses = _losses(model, controls, group, sizes, config, weights)
         sums += losses.detach()
     config.machine.add(sums)

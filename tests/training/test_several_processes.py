@@ -1,0 +1,142 @@
+"""Several processes: the same steps as one, each with a part of the passes. Two real ones, over gloo."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from meet_bundle import Bundle, open_bundle
+from meet_training.stages.machine import buckets, shares
+
+from .fork_server import ForkServer
+
+WriteConfig = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ForkServer]:
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def write_config(tiny_base: Path, preference_file: Path, tmp_path: Path) -> WriteConfig:
+    def write(name: str = "bundle", **more: Any) -> Path:
+        fields: dict[str, Any] = {
+            "name": "tiny",
+            "base": str(tiny_base),
+            "output": str(tmp_path / name),
+            "data": [{"path": str(preference_file)}],
+            "preferences": {"short": {"axis": "length"}, "long": {"axis": "length"}},
+            "precision": "float32",
+            "device": "cpu",
+            "stage1": {"epochs": 2, "batch_size": 3, "learning_rate": 0.01},
+            "stage2": {"epochs": 1, "batch_size": 3, "learning_rate": 0.001},
+            "tokens_per_pass": 100,  # several passes a step
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(fields | more))
+        return path
+
+    return write
+
+
+def run(server: ForkServer, config: Path, *, num: int) -> list[int]:
+    """Trains with `num` processes, as a launcher starts them; returns their exit codes."""
+    if num == 1:
+        return [server.wait(server.start(["train", str(config)], config.with_suffix(".log")))]
+    pids = [start(server, config, rank, num, port) for port in [free_port()] for rank in range(num)]
+    return [server.wait(pid) for pid in pids]
+
+
+def start(server: ForkServer, config: Path, rank: int, num: int, port: int) -> int:
+    env = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(num),
+        "LOCAL_WORLD_SIZE": str(num),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    return server.start(["train", str(config)], config.with_suffix(f".{rank}.log"), env)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def assert_same(one: Bundle, other: Bundle) -> None:
+    """The same bundle, to rounding."""
+    assert one.manifest.files.keys() == other.manifest.files.keys()
+    assert one.manifest.made["config"] == other.manifest.made["config"]
+    for name in one.manifest.files:
+        if name.endswith(".safetensors"):
+            ours, theirs = load_file(one.path / name), load_file(other.path / name)
+            assert ours.keys() == theirs.keys()
+            for tensor, value in ours.items():
+                torch.testing.assert_close(
+                    value, theirs[tensor], atol=2e-5, rtol=1e-4, msg=lambda m, t=tensor: f"{t}: {m}"
+                )
+        elif name.endswith(".json"):
+            assert (one.path / name).read_bytes() == (other.path / name).read_bytes()
+    curves = [json.loads((b.path / "report/training.json").read_text())["losses"] for b in (one, other)]
+    for stage, losses in curves[0].items():
+        for label, curve in losses.items():
+            assert curve == pytest.approx(curves[1][stage][label], abs=1e-4)
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "own A, frozen in stage 2, LoRA of the model": {
+        "controls": {"rank": 4, "share_a": False},
+        "stage2": {"epochs": 1, "batch_size": 3, "controls": "frozen", "model": "lora", "model_rank": 4},
+    },
+    "soft prompt, uncontrolled examples of the base": {
+        "controls": {"kind": "soft_prompt", "num_virtual_tokens": 4},
+        "stage1": {"epochs": 2, "batch_size": 3, "uncontrolled_share": 0.3},
+        "stage2": {"epochs": 1, "batch_size": 3, "learning_rate": 0.001, "uncontrolled_share": 0.3},
+        "uncontrolled": {"max_new_tokens": 400},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_give_the_bundle_of_one(server: ForkServer, write_config: WriteConfig, kind: str) -> None:
+    bundles = []
+    for num in (1, 2):
+        config = write_config(f"bundle{num}", **KINDS[kind])
+        assert run(server, config, num=num) == [0] * num, logs(config)
+        bundles.append(open_bundle(config.with_suffix("")))
+    assert_same(*bundles)
+    main, other = (config.with_suffix(f".{rank}.log").read_text() for rank in (0, 1))
+    assert "stage2" in main
+    assert other == ""
+
+
+def logs(config: Path) -> str:
+    return "\n".join(f"{path.name}\n{path.read_text()}" for path in config.parent.glob(f"{config.stem}*.log"))
+
+
+def test_passes_are_shared_by_cost() -> None:
+    assert shares([9, 5, 4, 1, 1], 2, float) == [[9, 1], [5, 4, 1]]
+    assert shares([3, 2], 1, float) == [[3, 2]]
+    assert shares([3], 3, float) == [[3], [], []]
+
+
+def test_gradients_travel_in_buckets_of_one_dtype() -> None:
+    sizes = [[tensor.numel() for tensor in bucket] for bucket in buckets([torch.zeros(n) for n in (2, 2, 9, 1)], 16)]
+    assert sizes == [[2, 2], [9], [1]]
+    mixed = [torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)]
+    assert [len(bucket) for bucket in buckets(mixed, 1000)] == [1, 1]
