@@ -6,6 +6,7 @@ that can be killed as any other. The parent never computes anything, so that no 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -14,6 +15,22 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# What a training run imports sooner or later; transformers and torch import most of themselves only when asked.
+IMPORTED = (
+    "accelerate",
+    "peft",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "torch.utils.checkpoint",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_tokenizers",
+    "meet_cli.commands.train",
+    "meet_training.run",
+)
 
 
 class ForkServer:
@@ -98,8 +115,8 @@ def _become(arguments: list[str], log: str, env: dict[str, str]) -> None:
 
 
 def _import_everything() -> None:
-
-    import meet_training.run  # noqa: F401
+    for name in IMPORTED:
+        importlib.import_module(name)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,6 @@ from meet_training.stages.machine import buckets, shares
 from .fork_server import ForkServer
 
 WriteConfig = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ForkServer]:
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -50,15 +46,14 @@ def write_config(tiny_base: Path, preference_file: Path, tmp_path: Path) -> Writ
     return write
 
 
-def run(server: ForkServer, config: Path, *, num: int) -> list[int]:
-    """Trains with `num` processes, as a launcher starts them; returns their exit codes."""
-    if num == 1:
-        return [server.wait(server.start(["train", str(config)], config.with_suffix(".log")))]
-    pids = [start(server, config, rank, num, port) for port in [free_port()] for rank in range(num)]
-    return [server.wait(pid) for pid in pids]
+def run(fork_server: ForkServer, *configs: Path) -> list[int]:
+    """Trains with a process for each, as a launcher starts them; returns their exit codes."""
+    port = free_port()
+    pids = [start(fork_server, config, rank, len(configs), port) for rank, config in enumerate(configs)]
+    return [fork_server.wait(pid) for pid in pids]
 
 
-def start(server: ForkServer, config: Path, rank: int, num: int, port: int) -> int:
+def start(fork_server: ForkServer, config: Path, rank: int, num: int, port: int) -> int:
     env = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -68,7 +63,7 @@ def start(server: ForkServer, config: Path, rank: int, num: int, port: int) -> i
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    return server.start(["train", str(config)], config.with_suffix(f".{rank}.log"), env)
+    return fork_server.start(["train", str(config)], config.with_suffix(f".{rank}.log"), env if num > 1 else None)
 
 
 def free_port() -> int:
@@ -113,11 +108,11 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_give_the_bundle_of_one(server: ForkServer, write_config: WriteConfig, kind: str) -> None:
+def test_two_processes_give_the_bundle_of_one(fork_server: ForkServer, write_config: WriteConfig, kind: str) -> None:
     bundles = []
     for num in (1, 2):
         config = write_config(f"bundle{num}", **KINDS[kind])
-        assert run(server, config, num=num) == [0] * num, logs(config)
+        assert run(fork_server, *[config] * num) == [0] * num, logs(config)
         bundles.append(open_bundle(config.with_suffix("")))
     assert_same(*bundles)
     main, other = (config.with_suffix(f".{rank}.log").read_text() for rank in (0, 1))
@@ -127,6 +122,47 @@ def test_two_processes_give_the_bundle_of_one(server: ForkServer, write_config: 
 
 def logs(config: Path) -> str:
     return "\n".join(f"{path.name}\n{path.read_text()}" for path in config.parent.glob(f"{config.stem}*.log"))
+
+
+@pytest.mark.parametrize("mistaken", [0, 1])
+def test_a_mistake_of_one_process_ends_all_and_is_told_once(
+    fork_server: ForkServer, write_config: WriteConfig, tmp_path: Path, mistaken: int
+) -> None:
+    right, wrong = write_config("right"), write_config("wrong", data=[{"path": str(tmp_path / "none.jsonl")}])
+    configs = [wrong, right] if mistaken == 0 else [right, wrong]
+    assert run(fork_server, *configs) == [2, 2], logs(right) + logs(wrong)
+    main, other = (config.with_suffix(f".{rank}.log").read_text() for rank, config in enumerate(configs))
+    assert main.count("none.jsonl") == main.count("meet: error:") == 1
+    assert other == ""
+    assert not (tmp_path / "right").exists()
+
+
+def test_processes_that_were_told_different_things_are_refused(
+    fork_server: ForkServer, write_config: WriteConfig
+) -> None:
+    configs = [write_config(f"seed{seed}", seed=seed) for seed in (0, 1)]
+    assert run(fork_server, *configs) == [2, 2]
+    assert "processes 0 and 1 differ in configuration, data and base" in configs[0].with_suffix(".0.log").read_text()
+
+
+def test_a_process_that_dies_does_not_leave_the_others_waiting(
+    fork_server: ForkServer, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = write_config(stage1={"epochs": 100, "batch_size": 3, "learning_rate": 0.001})
+    port = free_port()
+    pids = [start(fork_server, config, rank, 2, port) for rank in (0, 1)]
+    log = config.with_suffix(".0.log")
+    wait_for(lambda: log.is_file() and "stage1" in log.read_text())
+    os.kill(pids[1], signal.SIGKILL)
+    assert [fork_server.wait(pid) for pid in pids] == [1, -signal.SIGKILL]
+    assert not (tmp_path / "bundle").exists()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_passes_are_shared_by_cost() -> None:

@@ -29,6 +29,7 @@ from meet_training.stages.reference import reference_logprobs
 from meet_training.stages.resumable import Record, StageParts, run_stage
 from meet_training.stages.tune_controls import control_groups, freeze_all_but_controls, known
 from meet_training.stages.tune_model import model_groups
+from meet_training.trackers import Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,7 +46,9 @@ def train(config: TrainConfig, *, replace: bool = False, callbacks: Sequence[Cal
     launch` or `torchrun` every process calls this and returns the same bundle; callbacks hear the main process alone.
     """
     machine = Machine.join(config.device)
-    told = Callbacks(callbacks if machine.is_main else ())
+    with machine.together():
+        trackers = [Trackers(config)] if config.trackers and machine.is_main else []
+    told = Callbacks([*trackers, *callbacks] if machine.is_main else ())
     with machine.main_first():
         if machine.is_main:
             clean_up(config.output)

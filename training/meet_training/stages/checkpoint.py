@@ -25,7 +25,9 @@ def run_key(
     config: TrainConfig, data_digest: str, base: BaseModelSource, dtype: torch.dtype, device: torch.device
 ) -> str:
     """Digest of all that decides what a run computes."""
-    resolved = config.model_dump(mode="json", exclude={"output", "data", "checkpoint_every_s", "trackers"})
+    resolved = config.model_dump(
+        mode="json", exclude={"output", "data", "checkpoint_every_s", "trackers", "log_folder"}
+    )
     parts = [resolved, data_digest, base.model_dump(mode="json"), str(dtype), device.type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,8 @@ UNCONTROLLED_NAME = "uncontrolled"
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
     """How far a run is. `loss` is the mean over controls of the last step, and `losses` that of each, in nats per
-    reply token where the objective is likelihood."""
+    reply token where the objective is likelihood. `overall_step` goes on counting from one stage to the next;
+    `learning_rates` are those of each control that took part, and of `model` in stage 2."""
 
     stage: str
     step: int
@@ -41,6 +42,8 @@ class TrainProgress:
     tokens_per_s: float
     seconds_left: float
     losses: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    overall_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,16 @@ class ParameterGroup:
         """Whether step `number` (from 0) moves this group."""
         return number < self.config.num_steps
 
+    def learning_rate(self, number: int) -> float:
+        """At step `number` (from 0)."""
+        return self.config.learning_rate * rate(number, self.config.num_steps, self.config.warmup_share)
+
     def step(self, number: int) -> None:
         """Takes step `number`, unless this group's steps are over, and forgets the gradients."""
         if self.takes_part(number):
             nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
             for group in self._optimiser.param_groups:
-                group["lr"] = self.config.learning_rate * rate(number, self.config.num_steps, self.config.warmup_share)
+                group["lr"] = self.learning_rate(number)
             self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
 
@@ -98,6 +105,10 @@ class Curve:
     """Loss of each control at each of its steps; of uncontrolled examples where there are some."""
 
     losses: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def num_steps(self) -> int:
+        return max(map(len, self.losses.values()), default=0)
 
     def add(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -154,7 +165,8 @@ def optimise(
         if after_step:
             after_step(number + 1)
         if on_progress:
-            on_progress(clock.after(number, items, named))
+            rates = {group.config.name: group.learning_rate(number) for group in taking_part}
+            on_progress(replace(clock.after(number, items, named), learning_rates=rates))
 
 
 def loss_name(controls: ControlSet, control: int) -> str:

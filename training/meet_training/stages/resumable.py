@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -76,6 +76,7 @@ def run_stage(
     Raises TrainingError where a control that is to learn has not moved in the end.
     """
     name, curve = config.stage, record.curves.setdefault(config.stage, Curve())
+    before = sum(other.num_steps for stage, other in record.curves.items() if stage != name)
     spent, since = record.seconds.get(name, 0.0), time.monotonic()
     started_from = saved["started_from"] if saved else parts.controls.state()
     if saved:
@@ -103,7 +104,7 @@ def run_stage(
         curve=curve,
         start=saved["step"] if saved else 0,
         after_step=save,
-        on_progress=callbacks.on_step,
+        on_progress=lambda progress: callbacks.on_step(replace(progress, overall_step=before + progress.step)),
     )
     if parts.learning:
         again = losses_again(parts.model, parts.controls, parts.schedule.step(0), config)

@@ -45,6 +45,7 @@ def train(arguments: tuple[str, ...], overwrite: bool, json_file: Path | None) -
     if not is_main_process():
         return
     click.echo(f"{bundle.path}: {', '.join(p.name for p in bundle.manifest.preferences)}")
+    click.echo(f"learning curves: {bundle.path / 'report' / 'training.svg'}")
     click.echo(f"serve it with: meet serve {bundle.path}")
     write_figures(json_file, figures)
 
