@@ -120,6 +120,52 @@ def test_two_processes_give_the_bundle_of_one(fork_server: ForkServer, write_con
     assert other == ""
 
 
+SHARDED = {"speed": {"sharding": "full"}}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(KINDS[kind] for kind in KINDS),
+        {"speed": {"sharding": "full", "gradient_checkpointing": True}},
+    ],
+    ids=[*KINDS, "gradient checkpointing"],
+)
+def test_a_sharded_model_gives_the_bundle_of_one_process(
+    fork_server: ForkServer, write_config: WriteConfig, kind: dict[str, Any]
+) -> None:
+    bundles = []
+    for num in (1, 2):
+        config = write_config(f"bundle{num}", **(SHARDED | kind))
+        assert run(fork_server, *[config] * num) == [0] * num, logs(config)
+        bundles.append(open_bundle(config.with_suffix("")))
+    assert_same(*bundles)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_killed_run_of_two_goes_on_with_one_and_ends_as_if_never_killed(
+    fork_server: ForkServer, write_config: WriteConfig, tmp_path: Path, sharding: str
+) -> None:
+    more = {
+        "speed": {"sharding": sharding},
+        "stage2": {"epochs": 20, "batch_size": 3, "learning_rate": 0.0001},
+        "checkpoint_every_s": 0,
+    }
+    undisturbed, killed = write_config("undisturbed", **more), write_config("killed", **more)
+    assert run(fork_server, undisturbed) == [0], logs(undisturbed)
+    port = free_port()
+    pids = [start(fork_server, killed, rank, 2, port) for rank in (0, 1)]
+    wait_for(lambda: (tmp_path / ".killed.run/checkpoint.pt").is_file() and "stage2" in logs(killed))
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert [fork_server.wait(pid) for pid in pids] == [-signal.SIGKILL] * 2
+    assert not (tmp_path / "killed").exists()
+    assert run(fork_server, killed) == [0], logs(killed)
+    assert "stage1: 1/" in logs(undisturbed)
+    assert logs(killed).count("stage1: 1/") == 1  # not begun again
+    assert_same(*(open_bundle(config.with_suffix("")) for config in (undisturbed, killed)))
+
+
 def logs(config: Path) -> str:
     return "\n".join(f"{path.name}\n{path.read_text()}" for path in config.parent.glob(f"{config.stem}*.log"))
 

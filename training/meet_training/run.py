@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from meet_training.stages.optimise import LoopConfig
 from meet_training.stages.prompt_cache import PromptCache, fits
 from meet_training.stages.reference import reference_logprobs
 from meet_training.stages.resumable import Record, StageParts, run_stage
+from meet_training.stages.sharding import shard
 from meet_training.stages.tune_controls import control_groups, freeze_all_but_controls, known
 from meet_training.stages.tune_model import model_groups
 from meet_training.trackers import Trackers
@@ -86,6 +88,7 @@ class Run:
         self.config = config.resolved()
         self.folder = folder
         self.machine = machine or Machine.join(config.device)
+        self.sharded = config.speed.sharding == "full" and self.machine.num_processes > 1
         self.dtype = choose_dtype(config.precision, self.machine.device)
         self.own_dtype = own_dtype(check_causal_model(folder))
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
@@ -135,6 +138,7 @@ class Run:
             return
         model = self.load_model(self.dtype)
         model.requires_grad_(False)
+        self._shard(model)
         if any(shares):
             self.uncontrolled = self._uncontrolled(model, max(shares))
         if wants_pairs:
@@ -157,7 +161,8 @@ class Run:
             group = [replace(example, rejected=None) for example in examples]
             return render_all({"uncontrolled": group}, self.tokenizer, self.config.max_length)["uncontrolled"]
         self.callbacks.on_phase("sampling replies of the base itself")
-        with self.machine.main_first():
+        # A sharded model needs all processes at each step of sampling; they draw the same.
+        with nullcontext() if self.sharded else self.machine.main_first():
             return base_replies(
                 model,
                 list(dict.fromkeys(prompts))[:num],
@@ -176,6 +181,7 @@ class Run:
         controls = self.attach(model)
         if not stage.epochs:
             return controls.state()
+        self._shard(model, controls)
         freeze_all_but_controls(model, controls)
         schedule = self._schedule("stage1", stage)
         groups = control_groups(
@@ -200,22 +206,42 @@ class Run:
             controls.load_state(controls_state)
         if stage.epochs:
             model_lora = None if whole else ModelLora(model, stage, self.config.seed)
+            self._shard(model, controls, model_lora)
             schedule = self._schedule("stage2", stage)
             groups = model_groups(model, model_lora, controls, schedule, stage)
             learning = controls.names if stage.controls == "joint" else ()
-            self._run(
-                "stage2", StageParts(model, controls, schedule, groups, learning, model_lora or model), stage, saved
-            )
+            parts = StageParts(model, controls, schedule, groups, learning, model_lora or model)
+            self._run("stage2", parts, stage, saved)
+            if self.sharded:
+                model, controls, model_lora = self._put_together(parts, model_lora is not None)
             if model_lora is not None:
                 model_lora.merge(model)
         return model, controls
+
+    def _shard(self, model: PreTrainedModel, controls: ControlSet | None = None, lora: ModelLora | None = None) -> None:
+        if self.sharded:
+            names = controls.names if controls else ()
+            kept = [parameter for k in range(len(names)) for parameter in controls.parameters_of(k)] if controls else []
+            shard(model, [*kept, *(lora.parameters() if lora else [])], self.machine)
+
+    def _put_together(self, parts: StageParts, by_lora: bool) -> tuple[PreTrainedModel, ControlSet, ModelLora | None]:
+        """What a stage made of a sharded model, as one that is not, in main memory; the main process alone has it."""
+        state = parts.state(keep=self.machine.is_main)
+        model = self.load_model(self.own_dtype if by_lora else torch.float32)
+        controls = self.attach(model)
+        lora = ModelLora(model, self.config.stage2, self.config.seed) if by_lora else None
+        if self.machine.is_main:
+            StageParts(model, controls, parts.schedule, [], tuned=lora or model).load_state({**state, "groups": []})
+        return model, controls, lora
 
     def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The base, anew from its files."""
         from transformers import AutoModelForCausalLM
 
         options = {"attn_implementation": self.config.speed.attention} if self.config.speed.attention else {}
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options).to(self.machine.device)
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options)
+        if not self.sharded:  # then each device gets its part, when the parts are known
+            model = model.to(self.machine.device)
         model.train()
         if self.config.speed.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -257,12 +283,13 @@ class Run:
             loss_chunk=speed.loss_chunk,
             uncontrolled_weight=len(self.rendered) * share / (1 - share),
             prompt_cache=self._prompt_cache(model) if name == "stage1" else None,
+            sharded=self.sharded,
         )
 
     def _prompt_cache(self, model: PreTrainedModel) -> PromptCache | None:
         """Where prompts can be computed once: nothing of a control stands before them or in them."""
         speed, controls = self.config.speed, self.config.controls
         after = controls.kind == "soft_prompt" and controls.placement == "after_prompt"
-        if not after or not speed.prompt_cache_mib or speed.gradient_checkpointing or not fits(model):
+        if not after or self.sharded or not speed.prompt_cache_mib or speed.gradient_checkpointing or not fits(model):
             return None
         return PromptCache(speed.prompt_cache_mib << 20, self.machine.device)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,9 @@ class CheckpointFolder:
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         return saved["state"] if saved["key"] == self.key else None
 
-    def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Saves when the interval is over; `state` is called only then."""
-        if time.monotonic() - self._last >= self._every_s:
-            self.save(state())
+    def is_due(self) -> bool:
+        """Whether the interval is over."""
+        return time.monotonic() - self._last >= self._every_s
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint: a kill at any moment leaves the old one or the new one."""
