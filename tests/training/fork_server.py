@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import traceback
@@ -46,6 +47,11 @@ class ForkServer:
         """Starts `meet ARGUMENTS`, its output appended to `log`; returns the process's id."""
         return int(self._ask({"start": list(arguments), "log": str(log), "env": dict(env or {})}))
 
+    def start_script(self, script: Path, arguments: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
+        """The same for a Python file."""
+        request = {"start": [str(script), *arguments], "log": str(log), "env": dict(env), "script": True}
+        return int(self._ask(request))
+
     def ended(self, pid: int) -> int | None:
         """Exit code of a process, minus the signal where one ended it; None while it runs. Once ended, asked once."""
         code = self._ask({"ended": pid})
@@ -80,7 +86,7 @@ def _answer(request: dict[str, Any]) -> int | None:
     if "start" in request:
         pid = os.fork()
         if pid == 0:
-            _become(request["start"], request["log"], request["env"])
+            _become(request["start"], request["log"], request["env"], script=request.get("script", False))
         return pid
     if "ended" in request:
         pid, status = os.waitpid(request["ended"], os.WNOHANG)
@@ -90,8 +96,8 @@ def _answer(request: dict[str, Any]) -> int | None:
     return None
 
 
-def _become(arguments: list[str], log: str, env: dict[str, str]) -> None:
-    """Turns the forked process into `meet ARGUMENTS`; does not return."""
+def _become(arguments: list[str], log: str, env: dict[str, str], *, script: bool) -> None:
+    """Turns the forked process into `meet ARGUMENTS` or `python ARGUMENTS`; does not return."""
     import torch
 
     from meet_cli.main import cli, run
@@ -105,7 +111,12 @@ def _become(arguments: list[str], log: str, env: dict[str, str]) -> None:
     # Whatever is raised is told here, and never goes back to the loop of the parent.
     code = 1
     try:
-        code = run(cli, arguments)
+        if script:
+            sys.argv = arguments
+            runpy.run_path(arguments[0], run_name="__main__")
+            code = 0
+        else:
+            code = run(cli, arguments)
     finally:
         if error := sys.exc_info()[1]:
             traceback.print_exception(error)

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +56,13 @@ def run(fork_server: ForkServer, *configs: Path) -> list[int]:
 
 
 def start(fork_server: ForkServer, config: Path, rank: int, num: int, port: int) -> int:
-    env = {
+    env = launched(rank, num, port) if num > 1 else None
+    return fork_server.start(["train", str(config)], config.with_suffix(f".{rank}.log"), env)
+
+
+def launched(rank: int, num: int, port: int) -> dict[str, str]:
+    """What a launcher puts into the environment."""
+    return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(num),
@@ -63,7 +71,6 @@ def start(fork_server: ForkServer, config: Path, rank: int, num: int, port: int)
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
     }
-    return fork_server.start(["train", str(config)], config.with_suffix(f".{rank}.log"), env if num > 1 else None)
 
 
 def free_port() -> int:
@@ -97,6 +104,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "own A, frozen in stage 2, LoRA of the model": {
         "controls": {"rank": 4, "share_a": False},
         "stage2": {"epochs": 1, "batch_size": 3, "controls": "frozen", "model": "lora", "model_rank": 4},
+    },
+    "preference objective": {
+        "preferences": {
+            "short": {"axis": "length", "opposite": "long"},
+            "long": {"axis": "length", "opposite": "short"},
+        },
+        "objective": {"kind": "preference"},
     },
     "soft prompt, uncontrolled examples of the base": {
         "controls": {"kind": "soft_prompt", "num_virtual_tokens": 4},
@@ -142,6 +156,23 @@ def test_a_sharded_model_gives_the_bundle_of_one_process(
     assert_same(*bundles)
 
 
+def test_each_process_holds_its_part_of_a_sharded_model_and_whole_controls(
+    fork_server: ForkServer, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config, port = write_config(**SHARDED), free_port()
+    script = Path(__file__).with_name("count_shards.py")
+    files = [tmp_path / f"{rank}.json" for rank in (0, 1)]
+    pids = [
+        fork_server.start_script(script, [str(config)], file, launched(rank, 2, port))
+        for rank, file in enumerate(files)
+    ]
+    assert [fork_server.wait(pid) for pid in pids] == [0, 0], files[0].read_text() + files[1].read_text()
+    found = [json.loads(file.read_text().splitlines()[-1]) for file in files]
+    assert sum(each["own"]["model"] for each in found) == found[0]["whole"]
+    assert all(0.4 < each["own"]["model"] / each["whole"] < 0.6 for each in found)
+    assert all({name: each["own"][name] for name in ("short", "long")} == each["controls"] for each in found)
+
+
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_a_killed_run_of_two_goes_on_with_one_and_ends_as_if_never_killed(
     fork_server: ForkServer, write_config: WriteConfig, tmp_path: Path, sharding: str
@@ -168,6 +199,23 @@ def test_a_killed_run_of_two_goes_on_with_one_and_ends_as_if_never_killed(
 
 def logs(config: Path) -> str:
     return "\n".join(f"{path.name}\n{path.read_text()}" for path in config.parent.glob(f"{config.stem}*.log"))
+
+
+def test_torchrun_starts_it(write_config: WriteConfig) -> None:
+    config = write_config()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "meet_cli", "train"]
+    done = subprocess.run([*command, str(config)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    bundle = config.with_suffix("")
+    assert done.stdout.splitlines() == [
+        f"{bundle}: long, short",
+        f"learning curves: {bundle}/report/training.svg",
+        f"serve it with: meet serve {bundle}",
+    ]
+    refused = subprocess.run([*command, str(config)], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1  # torchrun's own, whatever the processes' codes are
+    assert refused.stderr.count("meet: error:") == 1
+    assert "exitcode  : 2" in refused.stderr
 
 
 @pytest.mark.parametrize("mistaken", [0, 1])

@@ -138,7 +138,7 @@ class Run:
             return
         model = self.load_model(self.dtype)
         model.requires_grad_(False)
-        self._shard(model)
+        self.shard(model)
         if any(shares):
             self.uncontrolled = self._uncontrolled(model, max(shares))
         if wants_pairs:
@@ -181,9 +181,9 @@ class Run:
         controls = self.attach(model)
         if not stage.epochs:
             return controls.state()
-        self._shard(model, controls)
+        self.shard(model, controls)
         freeze_all_but_controls(model, controls)
-        schedule = self._schedule("stage1", stage)
+        schedule = self.schedule("stage1", stage)
         groups = control_groups(
             controls,
             schedule,
@@ -206,8 +206,8 @@ class Run:
             controls.load_state(controls_state)
         if stage.epochs:
             model_lora = None if whole else ModelLora(model, stage, self.config.seed)
-            self._shard(model, controls, model_lora)
-            schedule = self._schedule("stage2", stage)
+            self.shard(model, controls, model_lora)
+            schedule = self.schedule("stage2", stage)
             groups = model_groups(model, model_lora, controls, schedule, stage)
             learning = controls.names if stage.controls == "joint" else ()
             parts = StageParts(model, controls, schedule, groups, learning, model_lora or model)
@@ -218,7 +218,9 @@ class Run:
                 model_lora.merge(model)
         return model, controls
 
-    def _shard(self, model: PreTrainedModel, controls: ControlSet | None = None, lora: ModelLora | None = None) -> None:
+    def shard(self, model: PreTrainedModel, controls: ControlSet | None = None, lora: ModelLora | None = None) -> None:
+        """Leaves this process its part of a model, where `speed.sharding` says so; what is learned in its place stays
+        whole. Before optimisers are made."""
         if self.sharded:
             names = controls.names if controls else ()
             kept = [parameter for k in range(len(names)) for parameter in controls.parameters_of(k)] if controls else []
@@ -258,7 +260,7 @@ class Run:
             parts, self._loop_config(name, stage, parts.model), self.record, self.checkpoints, self.callbacks, saved
         )
 
-    def _schedule(self, name: str, stage: Stage1Config | Stage2Config) -> Schedule:
+    def schedule(self, name: str, stage: Stage1Config | Stage2Config) -> Schedule:
         return make_schedule(
             self.rendered,
             epochs=stage.epochs,
