@@ -9,11 +9,13 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from meet_bundle import open_bundle
@@ -69,16 +71,21 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_never_killed(
     seconds = time.monotonic() - began
     expected = (undisturbed / "meet.json").read_bytes()
     moments = random.Random(0)
+    met = Counter[str]()
     for number in range(num_kills):
         output = tmp_path / f"killed{number}" / "bundle"
         config = write_config(output)
         kill_at(fork_server, config, output, moments, number / num_kills, 1 / num_kills, seconds)
         assert_nothing_is_half(output)
+        met[what_stood(output)] += 1
         if not output.exists():
             assert fork_server.wait(fork_server.start(["train", str(config)], tmp_path / "log")) == 0
             assert list(output.parent.iterdir()) == [output]
         assert open_bundle(output).path == output
         assert (output / "meet.json").read_bytes() == expected, f"kill {number}"
+    print(dict(met))  # noqa: T201 - `pytest -s` shows what the kills met
+    if num_kills == 20:
+        assert {"no checkpoint", "stage1", "stage2", "writing"} <= met.keys()
 
 
 def kill_at(
@@ -95,6 +102,16 @@ def kill_at(
             return
         shutil.rmtree(output.parent)
     pytest.fail("no run could be killed before its end")
+
+
+def what_stood(output: Path) -> str:
+    """How far a killed run was."""
+    if output.exists():
+        return "written"
+    if list(output.parent.glob(f".{output.name}.partial-*")):
+        return "writing"
+    checkpoint = output.parent / f".{output.name}.run" / "checkpoint.pt"
+    return str(torch.load(checkpoint, weights_only=True)["state"]["stage"]) if checkpoint.is_file() else "no checkpoint"
 
 
 def assert_nothing_is_half(output: Path) -> None:
