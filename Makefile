@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help setup demo test test-gpu test-slow check format bench-serve lock clean
+.PHONY: help setup demo test test-gpu test-engines test-slow check format bench-serve lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ test: setup  ## every test that needs no GPU and is not long
 
 test-gpu: setup  ## the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu
+
+test-engines: setup  ## the server's tests on each release of the engine; ENGINES="0.31.0" runs some
+	@requirements/engines.sh
 
 test-slow: setup  ## the long tests
 	@$(BIN)/python -m pytest -m slow

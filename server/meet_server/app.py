@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -13,6 +14,7 @@ from meet_bundle import Bundle, LoraControls, Manifest, open_bundle
 from meet_server.engine import start
 from meet_server.engine.controlled_client import ControlledEngine, applying, list_models, model_cards
 from meet_server.engine.proof import prove
+from meet_server.engine.soft_prompts import SoftPromptEngine
 from meet_server.http.health import health_router
 from meet_server.http.model_routes import model_router
 from meet_server.http.preference_field import PreferenceField
@@ -20,6 +22,8 @@ from meet_server.http.preference_routes import preference_router
 from meet_server.preferences.resolve import Resolver
 from meet_server.registry.admission import check_lora, model_shapes
 from meet_server.registry.live import LiveControls
+from meet_server.registry.soft_prompt_admission import check_soft_prompts
+from meet_server.registry.soft_prompts import LiveSoftPrompts
 from meet_server.settings import Settings
 
 
@@ -36,8 +40,9 @@ def create_app(settings: Settings) -> FastAPI:
         bundle = open_bundle(settings.bundle)
         admit(bundle)
         args = start.bundle_arguments(bundle, settings.engine_args)
-        with start.running_engine(args, worker_start=settings.worker_start) as raw:
-            engine, live = ControlledEngine(raw), LiveControls()
+        first_id = bundle.manifest.first_virtual_id
+        with start.running_engine(args, worker_start=settings.worker_start, first_banned_id=first_id) as raw:
+            engine, live = controlled(bundle.manifest, raw)
             await load_and_prove(bundle, engine, live)
             inner = await compose(bundle.manifest, engine, live, args, max_body_bytes=settings.max_body_bytes)
             async with inner.router.lifespan_context(inner):  # a mounted app's own does not run
@@ -55,6 +60,8 @@ async def compose(
     """vLLM's own app on a running engine, with our routes and our wrapper in it."""
     names, resolver = args.served_model_name, Resolver(manifest)
     app = await start.vllm_app(engine, args)
+    if isinstance(engine, SoftPromptEngine):
+        engine.follow_beams(app.state)
     models = app.state.openai_serving_models
     list_models(models, names, iter(live))
     app.include_router(model_router(lambda: model_cards(models)))
@@ -72,10 +79,20 @@ async def compose(
     return app
 
 
+def controlled(manifest: Manifest, raw: Any) -> tuple[ControlledEngine, LiveControls]:
+    """The engine client that applies the bundle's kind of control, and the list of what it has loaded."""
+    controls, first_id = manifest.controls, manifest.first_virtual_id
+    if isinstance(controls, LoraControls) or first_id is None:
+        return ControlledEngine(raw), LiveControls()
+    return SoftPromptEngine(raw, controls.placement, first_id), LiveSoftPrompts(manifest)
+
+
 def admit(bundle: Bundle) -> None:
     """Raises ControlRefused for the first control of the bundle that must not reach the engine."""
     controls = bundle.manifest.controls
-    if isinstance(controls, LoraControls):
+    if not isinstance(controls, LoraControls):
+        check_soft_prompts(bundle)
+    else:
         shapes = model_shapes(bundle.model_path)
         for preference in bundle.manifest.preferences:
             check_lora(preference.name, bundle.path / preference.path, controls, shapes)

@@ -64,6 +64,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
             self.answer(500, {"error": {"message": "out of order"}})
             return
+        if "preferences" in body:
+            self.answer(200, completions([label or "none" for label in body["preferences"]], body))
+            return
         words = self.asked(body)
         labels = [part.partition("=")[0] for part in words.split(",")]
         unknown = [label for label in labels if label not in NUM_WORDS]
@@ -120,6 +123,15 @@ def completion(text: str) -> dict[str, Any]:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
     usage = {"prompt_tokens": 1, "completion_tokens": len(text.split()), "total_tokens": 1 + len(text.split())}
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "fake", "choices": [choice], "usage": usage}
+
+
+def completions(labels: list[str], body: dict[str, Any]) -> dict[str, Any]:
+    """One choice per label, the last first: their order is in their index."""
+    choices = [
+        {**completion(text_for(label, body))["choices"][0], "index": index, "preference": label}
+        for index, label in enumerate(labels)
+    ]
+    return {**completion(""), "choices": choices[::-1]}
 
 
 def chunk(text: str, finish: str | None) -> dict[str, Any]:

@@ -47,6 +47,18 @@ def test_a_stream_says_first_what_was_applied(server: Any) -> None:
         assert list(pieces) == ["word "] * 9
 
 
+def test_a_reply_for_each_preference(server: Any) -> None:
+    with MeetClient(server.url) as client:
+        replies = client.chat_each("Why?", ["detailed", None, "concise"], max_tokens=7, extra_body={"top_k": 3})
+    assert [(reply.applied, len(reply.text.split())) for reply in replies] == [
+        ("detailed", 9), ("none", 4), ("concise", 1)
+    ]  # fmt: skip
+    (body,) = server.bodies
+    assert body["preferences"] == ["detailed", None, "concise"]
+    assert (body["max_tokens"], body["top_k"], body["model"]) == (7, 3, "fake")
+    assert "preference" not in body
+
+
 def test_preferences(server: Any) -> None:
     with MeetClient(f"{server.url}/v1") as client:
         concise, detailed = client.preferences()
@@ -70,6 +82,8 @@ def test_asynchronous(server: Any) -> None:
             async with await client.chat("Why?", preference="detailed", stream=True) as pieces:
                 assert pieces.applied == "detailed"
                 assert [piece async for piece in pieces] == ["word "] * 9
+            each = await client.chat_each("Why?", ["concise", None])
+            assert [reply.applied for reply in each] == ["concise", "none"]
             assert [preference.name for preference in await client.preferences()] == ["concise", "detailed"]
 
     asyncio.run(talk())

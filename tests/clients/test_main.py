@@ -39,7 +39,14 @@ def test_no_arguments_show_the_help(meet: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [(), *((name,) for name in OWN), ("bundle", "inspect"), ("bundle", "verify"), ("data", "generate")],
+    [
+        (),
+        *((name,) for name in OWN),
+        ("bundle", "inspect"),
+        ("bundle", "verify"),
+        ("data", "generate"),
+        ("data", "inspect"),
+    ],
     ids=" ".join,
 )
 def test_every_help_shows_an_example(meet: Callable[..., Any], command: tuple[str, ...]) -> None:

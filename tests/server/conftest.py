@@ -1,4 +1,4 @@
-"""One engine for all tests of the server: vLLM on a tiny bundle, its app on a real port.
+"""The engines of all tests of the server, one per kind of bundle: vLLM on a tiny bundle, its app on a real port.
 
 Fast start: forked workers, which need one OpenMP thread and a torch that knew so when it was imported;
 a small KV cache; no binding to a core, which other work may hold.
@@ -19,11 +19,18 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
-from running_server import Server  # noqa: E402
+from running_server import Server, Soft  # noqa: E402
 
 from meet_bundle import Manifest, open_bundle  # noqa: E402
 from meet_server.settings import Settings  # noqa: E402
 
+MORE_ARGS = (
+    "--enable-prompt-tokens-details",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+    # A random model would write white space for ever.
+    '--structured-outputs-config={"backend": "xgrammar", "disable_any_whitespace": true}',
+)
 ENGINE_ARGS = ("--kv-cache-memory-bytes=67108864", "--max-num-seqs=64")
 
 
@@ -45,11 +52,29 @@ def manifest(bundle: Path) -> Manifest:
 @pytest.fixture(scope="session")
 def server(bundle: Path) -> Iterator[Server]:
     """The one running server. Warnings of vLLM's start are its own affair."""
-    running = Server(
-        Settings(bundle=bundle, engine_args=ENGINE_ARGS, worker_start="fork" if _TORCH_CAN_FORK else "spawn")
+    yield from running(bundle, ENGINE_ARGS)
+
+
+@pytest.fixture(scope="session", params=[("after_prompt", 16), ("before_prompt", 32)], ids=["after", "before"])
+def soft(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soft]:
+    """One running server for each placement, of `concise` (alias `short`), `detailed` and `formal`."""
+    from tiny_bundle import SoftPromptReference, make_soft_prompt_bundle
+
+    placement, num = request.param
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = make_soft_prompt_bundle(tmp_path_factory.mktemp(placement) / "bundle", placement, num)
+        reference = SoftPromptReference(folder)
+    for server in running(folder, (*ENGINE_ARGS, *MORE_ARGS)):
+        yield Soft(server, reference, placement, num)
+
+
+def running(folder: Path, engine_args: tuple[str, ...]) -> Iterator[Server]:
+    server = Server(
+        Settings(bundle=folder, engine_args=engine_args, worker_start="fork" if _TORCH_CAN_FORK else "spawn")
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        running.start()
-    yield running
-    running.stop()
+        server.start()
+    yield server
+    server.stop()

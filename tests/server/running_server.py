@@ -6,9 +6,20 @@ import asyncio
 import socket
 import threading
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from meet_server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Soft:
+    """A server of soft prompts, and what plain transformers make of the same bundle."""
+
+    server: Server
+    reference: Any
+    placement: str
+    num_virtual_tokens: int
 
 
 class Server:

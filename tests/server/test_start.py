@@ -68,11 +68,13 @@ def test_config_that_vllm_refuses_is_one_line(bundle: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_soft_prompts_are_refused(bundle: Path) -> None:
+def test_soft_prompts_need_no_adapters(bundle: Path) -> None:
     opened = open_bundle(bundle)
     controls = SoftPromptControls(num_virtual_tokens=16, placement="after_prompt")
-    with pytest.raises(ServerError, match="soft prompts"):
-        start.bundle_arguments(Bundle(bundle, opened.manifest.model_copy(update={"controls": controls})), ())
+    args = start.bundle_arguments(Bundle(bundle, opened.manifest.model_copy(update={"controls": controls})), ())
+    assert not args.enable_lora
+    if releases.is_cpu():
+        assert (args.enforce_eager, args.block_size) == (True, 32)
 
 
 def test_no_model_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A bundle small enough for every test run: a random two-layer Llama in float32 and two LoRA controls.
+"""Bundles small enough for every test run: a random two-layer Llama in float32 with LoRA controls or soft prompts.
 
 Made here from nothing, tokenizer included, so that the tests need no download.
 """
@@ -7,18 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from meet_bundle import BaseModelSource, LoraControls, Manifest, Preference, Probe, seal, writing_bundle
+from meet_bundle import (
+    BaseModelSource,
+    Bundle,
+    LoraControls,
+    Manifest,
+    Preference,
+    Probe,
+    SoftPromptControls,
+    open_bundle,
+    seal,
+    writing_bundle,
+)
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 8, 16.0
 NAMES = ("concise", "detailed")
+SOFT_PROMPTS = ("concise", "detailed", "formal")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -51,6 +64,96 @@ def make_bundle(target: Path, *, name: str = "tiny", default: str | None = None)
             ),
         )
     return target
+
+
+def make_soft_prompt_bundle(
+    target: Path, placement: Literal["before_prompt", "after_prompt"], num_virtual_tokens: int
+) -> Path:
+    """The same with three soft prompts of random rows, which would often be sampled: the embeddings are tied."""
+    with writing_bundle(target) as folder:
+        tokenizer = make_tokenizer()
+        tokenizer.save_pretrained(folder / "model")
+        first = len(tokenizer)
+        model = make_model(first + len(SOFT_PROMPTS) * num_virtual_tokens)
+        model.save_pretrained(folder / "model")
+        controls = SoftPromptControls(num_virtual_tokens=num_virtual_tokens, placement=placement)
+        prompt = chat_ids(tokenizer, "What is rain?")
+        reply = tokenizer("Water that falls from clouds.")["input_ids"]
+        preferences = []
+        for index, name in enumerate(SOFT_PROMPTS):
+            begin = first + index * num_virtual_tokens
+            ids = list(range(begin, begin + num_virtual_tokens))
+            (folder / "controls" / name).mkdir(parents=True)
+            rows = model.get_input_embeddings().weight.detach()[ids].clone()
+            save_file({"soft_prompt": rows}, folder / "controls" / name / "soft_prompt.safetensors")
+            whole = [*ids, *prompt] if placement == "before_prompt" else [*prompt, *ids]
+            preferences.append(
+                Preference(
+                    name=name,
+                    axis="length",
+                    aliases=("short",) if name == "concise" else (),
+                    path=f"controls/{name}",
+                    digest=UNKNOWN_DIGEST,
+                    first_token_id=begin,
+                    trained_examples=1,
+                    probe=Probe(
+                        token_ids=(*prompt, *reply),
+                        start=len(prompt),
+                        controlled=log_probs(model, whole, reply, first),
+                        uncontrolled=log_probs(model, prompt, reply, first),
+                        dtype="float32",
+                    ),
+                )
+            )
+        seal(
+            folder,
+            Manifest(
+                name="soft",
+                base=BaseModelSource(source="random"),
+                model_digest=UNKNOWN_DIGEST,
+                model_dtype="float32",
+                controls=controls,
+                preferences=tuple(preferences),
+                verbosity={"low": "concise"},
+                effort={"low": "concise"},
+                files={},
+            ),
+        )
+    return target
+
+
+class SoftPromptReference:
+    """Plain transformers on a bundle of soft prompts: ids inserted here, virtual tokens masked here."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bundle: Bundle = open_bundle(folder)
+        self.model: Any = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
+        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "model")
+        self.vocab_size = len(self.tokenizer)
+
+    def whole(self, prompt: Sequence[int], names: Sequence[str]) -> list[int]:
+        """Prompt ids with those of the preferences where the bundle says."""
+        manifest = self.bundle.manifest
+        ids = [token for name in names for token in manifest.virtual_token_ids(name)]
+        assert isinstance(manifest.controls, SoftPromptControls)
+        return [*ids, *prompt] if manifest.controls.placement == "before_prompt" else [*prompt, *ids]
+
+    def reply(self, prompt: Sequence[int], names: Sequence[str], num_tokens: int) -> list[int]:
+        """A greedy reply, which ends where the model says."""
+        ids = self.whole(prompt, names)
+        reply: list[int] = []
+        with torch.no_grad():
+            out = self.model(torch.tensor([ids]), use_cache=True)
+            while len(reply) < num_tokens:
+                reply.append(int(out.logits[0, -1, : self.vocab_size].argmax()))
+                if reply[-1] == self.tokenizer.eos_token_id:
+                    break
+                out = self.model(torch.tensor([reply[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+        return reply
+
+    def log_probs(self, prompt: Sequence[int], names: Sequence[str], reply: Sequence[int]) -> tuple[float, ...]:
+        """ln p of each reply token over the true vocabulary, in nats."""
+        return log_probs(self.model, self.whole(prompt, names), reply, self.vocab_size)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -140,10 +243,12 @@ def chat_ids(tokenizer: Any, message: str) -> list[int]:
     return ids
 
 
-def log_probs(model: Any, prompt: Sequence[int], reply: Sequence[int]) -> tuple[float, ...]:
-    """ln p of each reply token, in nats."""
+def log_probs(
+    model: Any, prompt: Sequence[int], reply: Sequence[int], vocab_size: int | None = None
+) -> tuple[float, ...]:
+    """ln p of each reply token, in nats, over the first `vocab_size` ids or all."""
     with torch.no_grad():
-        rows = model(torch.tensor([[*prompt, *reply]])).logits[0].log_softmax(-1)
+        rows = model(torch.tensor([[*prompt, *reply]])).logits[0, :, :vocab_size].log_softmax(-1)
     return tuple(float(rows[len(prompt) - 1 + index, token]) for index, token in enumerate(reply))
 
 

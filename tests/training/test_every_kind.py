@@ -219,6 +219,38 @@ def test_uncontrolled_examples_are_replies_of_the_base_and_hold_it_in_stage_2(
     assert other.uncontrolled == run.uncontrolled
 
 
+def test_uncontrolled_examples_may_come_from_data(
+    make_config: MakeConfig, tiny_base: Path, preference_file: Path
+) -> None:
+    """Labels are not read, and no model is asked."""
+    config = make_config(
+        stage1={"epochs": 1, "uncontrolled_share": 0.25},
+        uncontrolled={"data": [{"path": preference_file}]},
+        objective={"kind": "preference"},
+    )
+    run = Run(config, tiny_base, load_examples(config))
+    run.ask_the_base()
+    assert len(run.uncontrolled) == 4  # a quarter of 16, beside 12 controlled ones
+    assert all(r.rejected_ids is None for r in run.uncontrolled)
+    known = {r.reply_ids for group in run.rendered.values() for r in group}
+    assert {r.reply_ids for r in run.uncontrolled} <= known
+
+
+def test_the_preference_objective_makes_pairs_of_opposites_and_wants_some(
+    make_config: MakeConfig, tiny_base: Path
+) -> None:
+    config = make_config(objective={"kind": "preference"})
+    run = Run(config, tiny_base, load_examples(config))
+    for own, other in (("short", "long"), ("long", "short")):
+        by_prompt = {r.prompt_ids: r.reply_ids for r in run.rendered[other]}
+        assert all(r.rejected_ids == by_prompt[r.prompt_ids] for r in run.rendered[own])
+    alone = make_config(
+        objective={"kind": "preference"}, preferences={"short": {"axis": "length"}, "long": {"axis": "length"}}
+    )
+    with pytest.raises(TrainingError, match="'preference' needs pairs, and short, long has none"):
+        Run(alone, tiny_base, load_examples(alone))
+
+
 def test_a_base_that_never_ends_is_named(make_config: MakeConfig, tiny_base: Path) -> None:
     stage = {"epochs": 1, "uncontrolled_share": 0.1}
     config = make_config(stage1=stage, uncontrolled={"max_new_tokens": 1, "temperature": 1e-3})

@@ -211,6 +211,11 @@ class Manifest(_Part):
             return ()
         return tuple(range(first, first + self.controls.num_virtual_tokens))
 
+    @property
+    def first_virtual_id(self) -> int | None:
+        """The lowest id of any virtual token: the model's own vocabulary ends before it. None for LoRA controls."""
+        return min((p.first_token_id for p in self.preferences if p.first_token_id is not None), default=None)
+
     def preference(self, name: str) -> Preference:
         """The preference of that name (not alias). Raises KeyError."""
         for preference in self.preferences:

@@ -96,7 +96,9 @@ class DataConfig(Section):
     hub: str | None = Field(default=None, description="in place of `path`: what `datasets.load_dataset` is to load")
     split: str | None = Field(default=None, description="which split of the hub's data set; none: `train`")
     config: str | None = Field(default=None, description="which configuration of the hub's data set")
-    form: Literal["auto"] | Form = Field(default="auto", description="auto: recognised by the first row's columns")
+    form: Literal["auto", "pointwise", "pairwise", "hh", "unpaired", "scored"] = Field(
+        default="auto", description="auto: recognised by the first row's columns"
+    )
     columns: ColumnNames = ColumnNames()
     where: dict[str, Any] = Field(
         default_factory=dict, description="keep only rows whose field has this value, or one of these values"

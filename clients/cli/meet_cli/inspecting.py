@@ -101,10 +101,10 @@ def _data_of(source: str, overrides: Sequence[str]) -> DataConfig:
     from meet_training.data_config import DataConfig
 
     is_file = source.endswith(SUFFIXES) or Path(source).is_file()
-    if Path(source).is_dir() or not (is_file or "/" in source):
+    if not (is_file or "/" in source or Path(source).is_dir()):
         raise CommandError(
-            f"{source}: expected a configuration (.yaml), a data file ({', '.join(SUFFIXES)}) or a data set of the hub "
-            f"(OWNER/NAME)"
+            f"{source}: expected a configuration (.yaml), a data file ({', '.join(SUFFIXES)}), or a data set of the "
+            f"hub (OWNER/NAME, or its folder)"
         )
     content: dict[str, Any] = {"path" if is_file else "hub": source}
     for override in overrides:

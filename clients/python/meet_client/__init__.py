@@ -3,6 +3,7 @@
     client = MeetClient("http://127.0.0.1:8000")
     client.preferences()                                   what the server knows
     client.chat("Why is the sky blue?", preference="concise").text
+    client.chat_each("Why is the sky blue?", ["concise", "detailed", None])   a reply for each, from one request
     client.openai                                          the SDK's own client, for all the rest
 
 Errors are those of the SDK: `openai.APIConnectionError`, `openai.APIStatusError` and their kin.

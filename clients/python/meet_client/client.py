@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, Self, overload
 
 from openai import AsyncOpenAI, OpenAI
 
-from meet_client.reply import AsyncReplyStream, Reply, ReplyStream, reply_from
-from meet_client.words import DEFAULT, Asked, Messages, Preference, api_url, preferences_from, request_of
+from meet_client.reply import AsyncReplyStream, Reply, ReplyStream, replies_from, reply_from
+from meet_client.words import (
+    DEFAULT,
+    Asked,
+    Messages,
+    Preference,
+    PreferenceValue,
+    api_url,
+    preferences_from,
+    request_of,
+    request_of_each,
+)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -59,6 +70,15 @@ class MeetClient:
         raw = create(model=model, stream=stream, **request_of(messages, preference, options))
         return (ReplyStream if stream else reply_from)(raw.parse(), raw.headers)
 
+    def chat_each(self, messages: Messages, preferences: Sequence[PreferenceValue], **options: Any) -> list[Reply]:
+        """One reply to the same message for each of `preferences`, in their order, from one request.
+
+        `options` as for `chat`; with `n`, as many replies for each. Raises openai.OpenAIError.
+        """
+        model = self._model = self._model or self.openai.models.list().data[0].id
+        create: Any = self.openai.chat.completions.create
+        return replies_from(create(model=model, **request_of_each(messages, preferences, options)))
+
     def preferences(self) -> list[Preference]:
         """What the server knows. Raises openai.OpenAIError, and ValueError where it is no MEET server."""
         return preferences_from(self.openai.get("/preferences", cast_to=object))
@@ -107,6 +127,14 @@ class AsyncMeetClient:
         create: Any = self.openai.chat.completions.with_raw_response.create
         raw = await create(model=model, stream=stream, **request_of(messages, preference, options))
         return (AsyncReplyStream if stream else reply_from)(raw.parse(), raw.headers)
+
+    async def chat_each(
+        self, messages: Messages, preferences: Sequence[PreferenceValue], **options: Any
+    ) -> list[Reply]:
+        """One reply to the same message for each of `preferences`, in their order, from one request."""
+        model = self._model = self._model or (await self.openai.models.list()).data[0].id
+        create: Any = self.openai.chat.completions.create
+        return replies_from(await create(model=model, **request_of_each(messages, preferences, options)))
 
     async def preferences(self) -> list[Preference]:
         """What the server knows. Raises openai.OpenAIError, and ValueError where it is no MEET server."""

@@ -28,6 +28,17 @@ def reply_from(completion: ChatCompletion, headers: Mapping[str, str]) -> Reply:
     return Reply(choice.message.content or "", headers.get(APPLIED_HEADER), choice.finish_reason, completion)
 
 
+def replies_from(completion: ChatCompletion) -> list[Reply]:
+    """Reads all choices of a completion, each of which says what was applied."""
+    ordered = sorted(completion.choices, key=lambda choice: choice.index)
+    return [
+        Reply(
+            choice.message.content or "", (choice.model_extra or {}).get("preference"), choice.finish_reason, completion
+        )
+        for choice in ordered
+    ]
+
+
 class ReplyStream:
     """A reply as it is written: iterate over pieces of text. `applied` is known before the first one.
 

@@ -66,6 +66,15 @@ def request_of(messages: Messages, preference: Asked, options: Mapping[str, Any]
     return request
 
 
+def request_of_each(
+    messages: Messages, preferences: Sequence[PreferenceValue], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """As `request_of`, for one choice per preference."""
+    request = request_of(messages, DEFAULT, options)
+    request["extra_body"] = {**(options.get("extra_body") or {}), "preferences": list(preferences)}
+    return request
+
+
 def api_url(base_url: str) -> str:
     """The address of the API under a server's address; `/v1` at its end may be left out."""
     bare = base_url.rstrip("/")

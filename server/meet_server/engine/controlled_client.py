@@ -30,6 +30,11 @@ def applying(control: LoadedControl | None) -> Iterator[None]:
         _CONTROL.reset(token)
 
 
+def current_control() -> LoadedControl | None:
+    """What `applying` put in force here."""
+    return _CONTROL.get()
+
+
 class ControlledEngine:
     """vLLM's EngineClient with one method changed: `generate` sets the adapter of the request's control."""
 

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import os
 
+from meet_server.engine import banned_ids
+
 NAME = "meet"
 SWITCH = "MEET_CPU_FIXES"
 
 
 def register() -> None:
-    """Where MEET_CPU_FIXES=1 says so, has vLLM on a CPU apply adapters by `cpu_lora` and keep seeds by `cpu_seeds`."""
+    """Where MEET_CPU_FIXES=1 says so, has vLLM on a CPU apply adapters by `cpu_lora` and keep seeds by `cpu_seeds`.
+
+    Where MEET_FIRST_BANNED_ID names an id, has models ban it and all above it by `banned_ids`.
+    """
+    if banned_ids.FIRST_ID in os.environ:
+        banned_ids.install()
     if os.environ.get(SWITCH) != "1":
         return
     from vllm.platforms import current_platform

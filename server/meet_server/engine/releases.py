@@ -20,6 +20,9 @@ from meet_server.errors import ServerError
 
 PLUGINS_GROUP = "vllm.general_plugins"
 
+# Fields of SamplingParams that hold token ids, as a list or as keys, and change what is produced or shown.
+TOKEN_ID_PARAMS = ("logit_bias", "allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids")
+
 # 0.33 moved it; newest first.
 _CLI_ARGS = ("vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.cli_args")
 
@@ -108,6 +111,20 @@ def token_prompt(token_ids: Sequence[int]) -> Any:
     from vllm.inputs import tokens_input
 
     return tokens_input(list(token_ids))
+
+
+def bad_request(message: str, parameter: str) -> Exception:
+    """What vLLM's serving classes answer with a 400; `parameter` names the field at fault."""
+    from vllm.exceptions import VLLMValidationError
+
+    error: Exception = VLLMValidationError(message, parameter=parameter)
+    return error
+
+
+def beam_searchers(state: Any) -> list[Any]:
+    """The serving objects of vLLM's app that search with beams. `state` is the app's."""
+    named = ("openai_serving_chat", "openai_serving_chat_batch", "openai_serving_completion")
+    return [serving for name in named if hasattr(serving := getattr(state, name, None), "beam_search")]
 
 
 def engine_errors() -> tuple[type[Exception], ...]:

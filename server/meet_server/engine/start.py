@@ -17,7 +17,7 @@ from typing import Any, Literal
 from fastapi import FastAPI
 
 from meet_bundle import Bundle, LoraControls
-from meet_server.engine import plugin, releases
+from meet_server.engine import banned_ids, plugin, releases
 from meet_server.errors import ServerError
 
 # What vLLM accepts for --max-lora-rank. A larger one than needed slows every request.
@@ -54,12 +54,12 @@ def prepare_environment() -> None:
 
 
 def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
-    """Engine arguments for a bundle of LoRA controls. Raises ServerError for what cannot be served."""
+    """Engine arguments for a bundle. Raises ServerError for what cannot be served."""
     manifest = bundle.manifest
-    if not isinstance(manifest.controls, LoraControls):
-        raise ServerError(f"{bundle.path}: its controls are soft prompts; this release serves LoRA controls only")
-    num = len(manifest.preferences)
     defaults = _common_defaults(bundle.model_path, manifest.name, manifest.model_dtype)
+    if not isinstance(manifest.controls, LoraControls):
+        return _parse(defaults | _eager_on_cpu(), engine_args)
+    num = len(manifest.preferences)
     defaults |= {
         "enable-lora": [],
         "max-loras": [min(num, MAX_LORAS)],
@@ -76,10 +76,7 @@ def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
 def plain_arguments(model: Path, name: str, engine_args: Sequence[str]) -> Namespace:
     """The same defaults for a model folder without controls."""
     defaults = _common_defaults(model, name, _dtype(_config(model)))
-    if releases.is_cpu():
-        # Adapters turn compilation off on CPUs. Here too: it was no faster, and starts slower.
-        defaults["enforce-eager"] = []
-    return _parse(defaults, engine_args)
+    return _parse(defaults | _eager_on_cpu(), engine_args)
 
 
 def lora_rank(rank: int) -> int:
@@ -107,9 +104,14 @@ def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
 
 
 @contextmanager
-def running_engine(args: Namespace, *, worker_start: Literal["spawn", "fork"] = "spawn") -> Iterator[Any]:
-    """An AsyncLLM for these arguments, shut down whatever happens. Blocks until it is up."""
-    with _cpu_fixes():
+def running_engine(
+    args: Namespace, *, worker_start: Literal["spawn", "fork"] = "spawn", first_banned_id: int | None = None
+) -> Iterator[Any]:
+    """An AsyncLLM for these arguments, shut down whatever happens. Blocks until it is up.
+
+    It never produces `first_banned_id` or a token above it.
+    """
+    with _worker_plugin(first_banned_id):
         config = releases.engine_config(args)
         if worker_start == "fork":
             # Only now: on CPUs, making the configuration sets "spawn".
@@ -131,29 +133,34 @@ async def vllm_app(engine: Any, args: Namespace) -> FastAPI:
 
 
 @contextmanager
-def _cpu_fixes() -> Iterator[None]:
-    """Has the worker processes that start within use our LoRA and keep our hands on seeds, on CPUs."""
-    if not releases.is_cpu():
+def _worker_plugin(first_banned_id: int | None) -> Iterator[None]:
+    """Has the worker processes that start within use our LoRA and keep our hands on seeds, on CPUs, and ban ids."""
+    wanted = {plugin.SWITCH: "1"} if releases.is_cpu() else {}
+    if first_banned_id is not None:
+        wanted[banned_ids.FIRST_ID] = str(first_banned_id)
+    if not wanted:
         yield
         return
     allowed = os.environ.get("VLLM_PLUGINS")
     if allowed is not None and plugin.NAME not in allowed.split(","):
-        raise ServerError(f"VLLM_PLUGINS is {allowed!r}; it must name {plugin.NAME}, which corrects vLLM on CPUs")
+        raise ServerError(f"VLLM_PLUGINS is {allowed!r}; it must name {plugin.NAME}, which corrects vLLM")
     if not releases.plugin_is_installed(plugin.NAME):
         raise ServerError(
-            "MEET's vLLM plugin is not installed, and without it vLLM on CPUs mixes adapters up and stops on seeds: "
-            "install the package with pip (`pip install -e .` in a checkout) instead of setting PYTHONPATH"
+            "MEET's vLLM plugin is not installed, and without it vLLM produces virtual tokens, and on CPUs mixes "
+            "adapters up and stops on seeds: install the package with pip (`pip install -e .` in a checkout) instead "
+            "of setting PYTHONPATH"
         )
-    before = os.environ.get(plugin.SWITCH)
-    os.environ[plugin.SWITCH] = "1"
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         plugin.register()  # forked workers inherit this process, in which plugins may be loaded already
         yield
     finally:
-        if before is None:
-            del os.environ[plugin.SWITCH]
-        else:
-            os.environ[plugin.SWITCH] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 Defaults = dict[str, list[Any]]
@@ -167,6 +174,11 @@ def _common_defaults(model: Path, name: str, dtype: str) -> Defaults:
         defaults["block-size"] = [32]
         defaults["kv-cache-memory-bytes"] = [cpu_kv_bytes(_config(model), dtype, memory)]
     return defaults
+
+
+def _eager_on_cpu() -> Defaults:
+    """Adapters turn compilation off on CPUs. Without them too: it was no faster, and starts slower."""
+    return {"enforce-eager": []} if releases.is_cpu() else {}
 
 
 def _parse(defaults: Defaults, engine_args: Sequence[str]) -> Namespace:

@@ -12,6 +12,7 @@ STATUSES: dict[str, int] = {
     "conflicting_preferences": 400,
     "strength_out_of_range": 400,
     "unsupported_mix": 400,
+    "unsupported_strength": 400,
     "invalid_body": 400,
     "preference_not_found": 404,
     "model_not_found": 404,

@@ -16,7 +16,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meet_server.errors import RequestError
+from meet_server.http import several_preferences
 from meet_server.http.errors import error_response
+from meet_server.http.several_preferences import Entry, SeveralReplies
 from meet_server.preferences import words
 from meet_server.preferences.resolve import Resolver
 from meet_server.preferences.words import Said
@@ -61,11 +63,16 @@ class PreferenceField:
             return
         try:
             body = await self._read(scope, receive)
-            applied, rewritten = self._take(path, Headers(scope=scope), body)
+            request, headers = _object(body), Headers(scope=scope)
+            several = self._take_several(path, headers, request)
+            applied, rewritten = (None, None) if several else self._take(path, headers, request)
         except Disconnected:
             return
         except RequestError as error:
             await error_response(error)(scope, receive, send)
+            return
+        if several is not None:
+            await self._answer_each(*several, scope, receive, send)
             return
         if rewritten is not None:
             body, scope = rewritten, _with_length(scope, len(rewritten))
@@ -74,7 +81,12 @@ class PreferenceField:
             await self._app(scope, receive, send)
             return
         with self._applying(applied.control):
-            await self._app(scope, receive, _announce(applied, send))
+            await self._app(scope, receive, _announce(str(applied), send))
+
+    async def _answer_each(self, entries: list[Entry], body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
+        said = " | ".join(str(entry.applied) for entry in entries)
+        replies = SeveralReplies(self._app, self._applying, entries)
+        await replies.answer(_with_length(scope, len(body)), body, receive, _announce(said, send))
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
         length = Headers(scope=scope).get("content-length", "")
@@ -93,9 +105,8 @@ class PreferenceField:
             more = message.get("more_body", False)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _take(self, path: str, headers: Headers, body: bytes) -> tuple[Applied | None, bytes | None]:
+    def _take(self, path: str, headers: Headers, request: dict[str, Any] | None) -> tuple[Applied | None, bytes | None]:
         """What to apply (None: not ours to say), and the body without our words (None: as it came)."""
-        request = _object(body)
         suffix = None if request is None else self._suffix(request)
         if request is None or suffix is None:
             return None, None
@@ -106,10 +117,36 @@ class PreferenceField:
         request.pop(words.FIELD, None)
         if name is not None:
             request["model"] = name
-        try:
-            return applied, json.dumps(request, separators=(",", ":")).encode()
-        except RecursionError:
-            raise RequestError("invalid_body", "the body is nested too deeply") from None
+        return applied, _bytes(request)
+
+    def _take_several(
+        self, path: str, headers: Headers, request: dict[str, Any] | None
+    ) -> tuple[list[Entry], bytes] | None:
+        """What to apply for each choice, and the body without our words. None where one reply is asked for, or not
+        of our model."""
+        if request is None or several_preferences.FIELD not in request:
+            return None
+        suffix = self._suffix(request)
+        if suffix is None:
+            return None
+        if path not in (CHAT, COMPLETIONS):
+            raise RequestError(
+                "invalid_preference",
+                f"{several_preferences.FIELD} goes with {CHAT} and {COMPLETIONS}; here, ask for one `preference`",
+                param=several_preferences.FIELD,
+            )
+        if said := self._said(path, headers, request, suffix):
+            raise RequestError(
+                "conflicting_preferences",
+                f"{said[0].place} asks for a preference, and {several_preferences.FIELD} for several; ask in one place",
+                param=said[0].place,
+            )
+        entries = several_preferences.entries_of(request, self._apply)
+        del request[several_preferences.FIELD]
+        return entries, _bytes(request)
+
+    def _apply(self, value: object, place: str) -> Applied:
+        return self._live.lookup(self._resolver.mix(words.from_field(value, place), place))
 
     def _suffix(self, request: dict[str, Any]) -> str | None:
         """What stands behind the model's name: "" for nothing, None where the model is not ours."""
@@ -141,11 +178,12 @@ class PreferenceField:
         return said
 
     def _listed_name(self, model: Any, suffix: str, applied: Applied) -> Any:
-        """The model's name as `/v1/models` lists it: an alias gives way to its preference's name."""
+        """The model's name as `/v1/models` lists it: preferences by their names, and one at a time."""
         if not suffix:
             return model
         base = model[: -len(suffix) - 1]
-        return base if applied.control is None else f"{base}:{applied.control.name}"
+        one = applied.control is not None and len(applied.mix.parts) == 1
+        return f"{base}:{applied.mix.parts[0][0]}" if one else base
 
     def _too_large(self) -> RequestError:
         return RequestError("body_too_large", f"the body is larger than {self._max_body_bytes} bytes")
@@ -164,6 +202,13 @@ def _object(body: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return request if isinstance(request, dict) else None
+
+
+def _bytes(request: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(request, separators=(",", ":")).encode()
+    except RecursionError:
+        raise RequestError("invalid_body", "the body is nested too deeply") from None
 
 
 def _inner(request: dict[str, Any], outer: str, inner: str) -> object:
@@ -191,12 +236,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-def _announce(applied: Applied, send: Send) -> Send:
+def _announce(applied: str, send: Send) -> Send:
     """A `send` that adds the reply header, where the reply is no error."""
 
     async def announcing(message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] < 400:
-            MutableHeaders(scope=message)[words.HEADER] = str(applied)
+            MutableHeaders(scope=message)[words.HEADER] = applied
         await send(message)
 
     return announcing

@@ -50,9 +50,10 @@ def preference_router(manifest: Manifest, resolver: Resolver, live: LiveControls
             id=preference.name,
             default=preference.name == manifest.default,
             version=control.version,
+            strength_range=live.strength_range(preference),
             **preference.model_dump(
                 include={
-                    "description", "aliases", "axis", "opposite", "strength_range", "trained_examples", "calibration"
+                    "description", "aliases", "axis", "opposite", "trained_examples", "calibration"
                 }
             ),
         )  # fmt: skip

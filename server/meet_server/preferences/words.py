@@ -45,19 +45,22 @@ class Said:
 UNCONTROLLED = Asked()
 
 
-def from_field(value: object) -> Asked:
-    """The JSON field: a label, a list of labels, `{label: strength}`, or null for no control."""
+def from_field(value: object, place: str = FIELD) -> Asked:
+    """The JSON field: a label, a list of labels, `{label: strength}`, or null for no control.
+
+    `place` is what errors call it.
+    """
     if value is None:
         return UNCONTROLLED
     if isinstance(value, str):
-        return _checked([(value, None)], FIELD)
+        return _checked([(value, None)], place)
     if isinstance(value, list):
-        return _checked([(_label(item), None) for item in value], FIELD)
+        return _checked([(_label(item, place), None) for item in value], place)
     if isinstance(value, dict):
-        return _checked([(label, _strength(label, number)) for label, number in value.items()], FIELD)
+        return _checked([(label, _strength(label, number, place)) for label, number in value.items()], place)
     raise _invalid(
-        FIELD,
-        f"preference is {_json_kind(value)}; it must be a label, a list of labels, "
+        place,
+        f"{place} is {_json_kind(value)}; it must be a label, a list of labels, "
         "an object {label: strength}, or null for no control",
     )
 
@@ -102,22 +105,22 @@ def _header_part(text: str) -> tuple[str, float | None]:
     return label, float(number)
 
 
-def _label(item: object) -> str:
+def _label(item: object, place: str) -> str:
     if not isinstance(item, str):
-        raise _invalid(FIELD, f"preference holds {_json_kind(item)}; every item of the list must be a label")
+        raise _invalid(place, f"{place} holds {_json_kind(item)}; every item of the list must be a label")
     return item
 
 
-def _strength(label: str, number: object) -> float:
+def _strength(label: str, number: object, place: str) -> float:
     # bool is an int in Python; `{"concise": true}` is a mistake, not a strength of 1.
     if isinstance(number, bool) or not isinstance(number, int | float):
-        raise _invalid(FIELD, f"preference: the strength of {label!r} is {_json_kind(number)}; it must be a number")
+        raise _invalid(place, f"{place}: the strength of {label!r} is {_json_kind(number)}; it must be a number")
     try:
         strength = float(number)
     except OverflowError:
         strength = math.inf
     if not math.isfinite(strength):
-        raise _invalid(FIELD, f"preference: the strength of {label!r} is not finite")
+        raise _invalid(place, f"{place}: the strength of {label!r} is not finite")
     return strength
 
 

@@ -21,12 +21,16 @@ _FIRST_ID = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class LoadedControl:
-    """One control as the engine knows it. `digest` is that of its files, `version` the short form of it."""
+    """One control as the engine knows it. `digest` is that of its files, `version` the short form of it.
+
+    `token_ids` are a soft prompt's virtual tokens; a LoRA adapter has none.
+    """
 
     name: str
     digest: str
     id: int
     path: Path
+    token_ids: tuple[int, ...] = ()
 
     @property
     def version(self) -> str:
@@ -54,7 +58,11 @@ class LiveControls:
 
     def number(self, preference: Preference, path: Path) -> LoadedControl:
         """A control with an id of its own, not yet published."""
-        return LoadedControl(preference.name, preference.digest, next(self._ids), path.absolute())
+        return LoadedControl(preference.name, preference.digest, self.next_id(), path.absolute())
+
+    def next_id(self) -> int:
+        """An id that was never given before."""
+        return next(self._ids)
 
     def publish(self, control: LoadedControl) -> None:
         """From now on requests get this control for its name."""
@@ -66,6 +74,10 @@ class LiveControls:
 
     def __iter__(self) -> Iterator[LoadedControl]:
         return iter(self._by_name.values())
+
+    def strength_range(self, preference: Preference) -> tuple[float, float]:
+        """The strengths that a request may ask for, as far as the kind of control knows any."""
+        return preference.strength_range
 
     def lookup(self, mix: Mix) -> Applied:
         """The control that realises a mix. Raises RequestError `unsupported_mix` where none does."""

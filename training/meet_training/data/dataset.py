@@ -14,7 +14,7 @@ from meet_training.data.example import Example, Message
 from meet_training.data.levels import Ends, ends_by_quantile, ends_by_score
 from meet_training.data.parsing import Labelled, asked, labelled, score_of, uncontrolled
 from meet_training.data.recognise import Columns, Recognised, columns_of, recognise
-from meet_training.data.sources import OnRead, Row, RowError, expand, read_rows
+from meet_training.data.sources import OnRead, Row, RowError, expand, read_rows, reading
 from meet_training.data_config import DataConfig
 
 RowSource = Callable[[], Iterator[Row]]
@@ -38,34 +38,37 @@ class DataSet:
         Raises TrainingError where no form fits or a row lacks it, unless such rows are to be left out.
         """
         ends: Ends = {}
-        for row in self._kept_rows():
-            if self.recognised is None:
-                self.recognised = recognise(self.data, row)
-                ends = self._ends()
-            try:
-                yield from labelled(row, self.data, self.recognised, ends)
-            except RowError as error:
-                self._leave_out(error)
+        with reading(self._kept_rows()) as rows:
+            for row in rows:
+                if self.recognised is None:
+                    self.recognised = recognise(self.data, row)
+                    ends = self._ends()
+                try:
+                    yield from labelled(row, self.data, self.recognised, ends)
+                except RowError as error:
+                    self._leave_out(error)
 
     def uncontrolled(self) -> Iterator[Example]:
         """Every reply, whatever its label; of a pair the chosen one. Raises TrainingError."""
-        for row in self._kept_rows():
-            if self.recognised is None:
-                self.recognised = recognise(self.data, row, labelled=False)
-            try:
-                yield uncontrolled(row, self.data, self.recognised)
-            except RowError as error:
-                self._leave_out(error)
+        with reading(self._kept_rows()) as rows:
+            for row in rows:
+                if self.recognised is None:
+                    self.recognised = recognise(self.data, row, labelled=False)
+                try:
+                    yield uncontrolled(row, self.data, self.recognised)
+                except RowError as error:
+                    self._leave_out(error)
 
     def asked(self) -> Iterator[tuple[tuple[Message, ...], str | Message | None]]:
         """The conversation of every row, with its reply where it has one; no label is needed. Raises TrainingError."""
         columns: Columns | None = None
-        for row in self._kept_rows():
-            columns = columns or columns_of(self.data, row)
-            try:
-                yield asked(row, columns)
-            except RowError as error:
-                self._leave_out(error)
+        with reading(self._kept_rows()) as rows:
+            for row in rows:
+                columns = columns or columns_of(self.data, row)
+                try:
+                    yield asked(row, columns)
+                except RowError as error:
+                    self._leave_out(error)
 
     def recognise(self) -> Recognised | None:
         """The form by the first row, or None where there is no row; whether the options suit it is not asked."""
@@ -75,10 +78,11 @@ class DataSet:
 
     def _kept_rows(self) -> Iterator[Row]:
         wanted = self.data.where.items()
-        for row in self._rows():
-            if all(_matches(row.fields.get(field), value) for field, value in wanted):
-                self.num_rows += 1
-                yield row
+        with reading(self._rows()) as rows:
+            for row in rows:
+                if all(_matches(row.fields.get(field), value) for field, value in wanted):
+                    self.num_rows += 1
+                    yield row
 
     def _leave_out(self, error: RowError) -> None:
         if self.data.bad_rows == "refuse":
@@ -93,12 +97,13 @@ class DataSet:
         if levels.by == "score":
             return ends_by_score(levels)
         scores = array("d")
-        for row in self._rows():
-            if all(_matches(row.fields.get(field), value) for field, value in self.data.where.items()):
-                try:
-                    scores.append(score_of(row, levels.column))
-                except RowError:
-                    continue  # met again, and told, when its row is turned into examples
+        with reading(self._rows()) as rows:
+            for row in rows:
+                if all(_matches(row.fields.get(field), value) for field, value in self.data.where.items()):
+                    try:
+                        scores.append(score_of(row, levels.column))
+                    except RowError:
+                        continue  # met again, and told, when its row is turned into examples
         return ends_by_quantile(levels, scores)
 
 

@@ -15,6 +15,7 @@ from meet_training.config import TrainConfig
 from meet_training.data.dataset import DataSet, open_data
 from meet_training.data.drawing import Mixture
 from meet_training.data.example import UNCONTROLLED, Example, Message
+from meet_training.data.sources import reading
 from meet_training.data_config import DataConfig
 from meet_training.errors import TrainingError
 
@@ -48,16 +49,17 @@ def gather(config: TrainConfig, data_sets: Sequence[DataSet]) -> dict[str, list[
     }
     seen: set[str] = set()
     for number, data_set in enumerate(data_sets):
-        for label, example in data_set.labelled():
-            seen.add(label)
-            if example is None:
-                continue
-            if example.preference not in found:
-                raise TrainingError(
-                    f"{data_set.data.source}: label {label!r} is none of the preferences ({', '.join(found)}); name "
-                    f"it under `preferences`, or map it under `labels`"
-                )
-            found[example.preference].offer(number, example)
+        with reading(data_set.labelled()) as rows:
+            for label, example in rows:
+                seen.add(label)
+                if example is None:
+                    continue
+                if example.preference not in found:
+                    raise TrainingError(
+                        f"{data_set.data.source}: label {label!r} is none of the preferences ({', '.join(found)}); "
+                        f"name it under `preferences`, or map it under `labels`"
+                    )
+                found[example.preference].offer(number, example)
     drawn = {label: mixture.drawn() for label, mixture in found.items()}
     _check_labels(drawn, seen, ", ".join(data_set.data.source for data_set in data_sets))
     return drawn
@@ -70,8 +72,9 @@ def load_uncontrolled(configs: Sequence[DataConfig], *, limit: int | None = None
     """
     mixture: Mixture[Example] = Mixture([data.weight for data in configs], limit, f"{seed}/uncontrolled")
     for number, data in enumerate(configs):
-        for example in open_data(data).uncontrolled():
-            mixture.offer(number, example)
+        with reading(open_data(data).uncontrolled()) as rows:
+            for example in rows:
+                mixture.offer(number, example)
     if not (drawn := mixture.drawn()):
         raise TrainingError(f"{', '.join(data.source for data in configs)}: no rows")
     return drawn

@@ -29,7 +29,7 @@ from meet_training.data.sampling import (
     request_for,
 )
 from meet_training.data.selection import Choice, choose, quantiles
-from meet_training.data.sources import Row, read_rows
+from meet_training.data.sources import Row, read_rows, reading
 from meet_training.errors import TrainingError
 
 __all__ = [
@@ -164,11 +164,12 @@ async def _sample(
 def read_prompts(path: Path) -> list[Prompt]:
     """Prompts of a file of rows. Raises TrainingError that names a line with no prompt, or a known one."""
     prompts: dict[str, Prompt] = {}
-    for row in read_rows(path):
-        prompt = _read_prompt(row)
-        if prompt.text in prompts:
-            raise row.mistake("prompt", f"must be a new one, found {prompt.text!r} a second time")
-        prompts[prompt.text] = prompt
+    with reading(read_rows(path)) as rows:
+        for row in rows:
+            prompt = _read_prompt(row)
+            if prompt.text in prompts:
+                raise row.mistake("prompt", f"must be a new one, found {prompt.text!r} a second time")
+            prompts[prompt.text] = prompt
     if not prompts:
         raise TrainingError(f"prompts = {str(path)!r}: holds no prompt; allowed: at least one")
     return list(prompts.values())

@@ -18,6 +18,7 @@ from meet_training.data.dataset import DataSet
 from meet_training.data.drawing import shares
 from meet_training.data.example import Example, Message
 from meet_training.data.measure import Measure, Segment
+from meet_training.data.sources import reading
 from meet_training.errors import TrainingError
 
 OnExample = Callable[[int], None]
@@ -121,16 +122,17 @@ def inspect(
     first: Example | None = None
     num_seen = num_not_wanted = 0
     for number, data_set in enumerate(data_sets):
-        for label, example in data_set.labelled():
-            labels[label] += 1
-            num_seen += 1
-            if on_example:
-                on_example(num_seen)
-            if example is None:
-                num_not_wanted += 1
-                continue
-            first = first or example
-            _count(groups.setdefault(example.preference, _Group()), number, example, measure)
+        with reading(data_set.labelled()) as rows:
+            for label, example in rows:
+                labels[label] += 1
+                num_seen += 1
+                if on_example:
+                    on_example(num_seen)
+                if example is None:
+                    num_not_wanted += 1
+                    continue
+                first = first or example
+                _count(groups.setdefault(example.preference, _Group()), number, example, measure)
     if first is None:
         sources = ", ".join(data_set.data.source for data_set in data_sets)
         raise TrainingError(f"{sources}: {'no rows' if not labels else 'no row is data of a preference'}")
@@ -217,11 +219,12 @@ def _in_several(groups: Mapping[str, _Group]) -> int:
 
 def _overlap(test: DataSet, groups: Mapping[str, _Group]) -> OverlapFigures:
     num_prompts = num_replies = 0
-    for messages, reply in test.asked():
-        prompt, whole = _digests(messages, reply)
-        if any(prompt in group.prompts for group in groups.values()):
-            num_prompts += 1
-            num_replies += reply is not None and any(whole in group.examples for group in groups.values())
+    with reading(test.asked()) as rows:
+        for messages, reply in rows:
+            prompt, whole = _digests(messages, reply)
+            if any(prompt in group.prompts for group in groups.values()):
+                num_prompts += 1
+                num_replies += reply is not None and any(whole in group.examples for group in groups.values())
     return OverlapFigures(rows=test.num_rows, prompts_in_both=num_prompts, replies_in_both=num_replies)
 
 

@@ -148,7 +148,7 @@ class _Template:
         if self.tools and prompt == self._text(conversation, generate=True, tools=False):
             raise TrainingError(
                 "base: its chat template shows the model no tools, so those of the data would be lost; take a base "
-                "whose template does, or leave them out with columns.tools"
+                "whose template does, or leave them out: name a column that the data lacks as columns.tools"
             )
         full = self._text([*conversation, reply], generate=False)
         if not full.startswith(prompt):

@@ -10,11 +10,11 @@ import glob
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from meet_training.errors import TrainingError
 
@@ -25,6 +25,8 @@ TOLD_EVERY = 1000
 """Rows between two calls of `OnRead`."""
 MAX_CELL = 2**24
 """Characters of one CSV cell; the module's own limit of 128 Ki is less than a long conversation."""
+
+T = TypeVar("T")
 
 OnRead = Callable[[Path, int, int], None]
 """The file, how much of it was read, and how much it holds: bytes, or rows of a Parquet file."""
@@ -61,11 +63,21 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     return files
 
 
+@contextmanager
+def reading(items: Iterable[T]) -> Iterator[Iterable[T]]:
+    """For a loop over what is read from files: closes them however the loop ends, an error included."""
+    try:
+        yield items
+    finally:
+        if isinstance(items, Generator):
+            items.close()
+
+
 def read_rows(path: Path, on_read: OnRead | None = None) -> Iterator[Row]:
     """The rows of a JSON, JSON Lines, CSV or Parquet file, gzipped or not. Blank lines are passed over.
 
-    `on_read` hears every now and then how far it is, of a short file nothing. Raises TrainingError where the file
-    cannot be read or a line is no row.
+    `on_read` hears every now and then how far it is, of a short file nothing. Raises TrainingError where the
+    file cannot be read or a line is no row.
     """
     if not path.name.endswith(SUFFIXES):
         raise TrainingError(f"{path}: data files end in {', '.join(SUFFIXES)}")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from meet_training.data.conversations import messages_of, text_of
 from meet_training.data.generate_config import instructed
-from meet_training.data.sources import Row, read_rows
+from meet_training.data.sources import Row, read_rows, reading
 from meet_training.errors import TrainingError
 
 
@@ -28,7 +28,8 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
 
     Other fields of a row are let be. Raises TrainingError naming file, line and field.
     """
-    prompts = [_prompt(row) for row in islice(read_rows(path), limit)]
+    with reading(read_rows(path)) as rows:
+        prompts = [_prompt(row) for row in islice(rows, limit)]
     if not prompts:
         raise TrainingError(f"{path} holds no prompts")
     return prompts

@@ -1,0 +1,130 @@
+"""What `bench_serve.py` compares: rows, and the bundles that they are measured on. Measures nothing itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "server"))
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two things a row compares: where requests go, and what of ours they say.
+
+    `each` holds further fields, of which request number i gets those at i modulo their number.
+    """
+
+    name: str
+    url: str
+    fields: dict[str, Any]
+    each: tuple[dict[str, Any], ...] = ({},)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens per second of `ours` over those of `other`, at so many requests at once.
+
+    With `prompt_tokens` it is the time until all choices of a request have their first token, over prompts of so
+    many tokens that were never seen before, and `bound` is an upper one.
+    """
+
+    name: str
+    concurrent: int
+    ours: Side
+    other: Side
+    bound: float | None
+    num_tokens: int = 32
+    pairs: int = 21
+    prompt: str = "What is {word}?"
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the rows may send requests to: our app and vLLM's own, on one engine."""
+
+    ours: str
+    plain: str
+    model: str
+
+
+def uncontrolled_rows(served: Served) -> list[Row]:
+    """A request that asks for no preference costs what it costs without us."""
+    model = {"model": served.model}
+    return [
+        Row(
+            "uncontrolled through our app / vLLM's own app",
+            concurrent,
+            Side("our app", served.ours, model),
+            Side("vLLM's app", served.plain, model),
+            bound=0.97,
+        )
+        for concurrent in (1, 8, 32)
+    ]
+
+
+def soft_prompt_rows(served: Served) -> list[Row]:
+    """Any number of different soft prompts costs as near nothing as can be. Prompts differ from request to request."""
+
+    def row(num: int) -> Row:
+        each = tuple({"preference": f"p{index}"} for index in range(num))
+        return Row(
+            f"soft prompts, {num} different preferences / uncontrolled",
+            32,
+            Side("controlled", served.ours, {"model": served.model}, each),
+            Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
+            bound=0.97,
+            num_tokens=64,
+            pairs=7,  # of several seconds each
+            prompt="What is {word}, and what has it to do with the number {number}?",
+        )
+
+    return [row(num) for num in (1, 8, 64, 256)]
+
+
+def preferences_rows(served: Served) -> list[Row]:
+    """Several preferences of one prompt compute it once."""
+    asked = [f"p{index}" for index in range(4)]
+    return [
+        Row(
+            "time to first token of 4 preferences over one 512-token prompt / of one",
+            1,
+            Side("four", served.ours, {"model": served.model, "preferences": asked}),
+            Side("one", served.ours, {"model": served.model, "preference": asked[0]}),
+            bound=1.25,
+            num_tokens=2,
+            prompt_tokens=512,
+        )
+    ]
+
+
+def tiny_bundle(scratch: Path) -> Path:
+    from tiny_bundle import make_bundle
+
+    return make_bundle(scratch)
+
+
+def soft_prompts(scratch: Path, num: int, num_virtual_tokens: int, placement: Any) -> Path:
+    from soft_prompt_bundle import random_soft_prompts
+
+    return random_soft_prompts(scratch, num, num_virtual_tokens, placement)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows, and the bundle that they are measured on unless the user names one, made in a scratch folder."""
+
+    rows: Callable[[Served], list[Row]]
+    bundle: Callable[[Path], Path]
+
+
+ROWS: dict[str, Group] = {
+    "uncontrolled": Group(uncontrolled_rows, tiny_bundle),
+    "soft-prompts-after": Group(soft_prompt_rows, lambda scratch: soft_prompts(scratch, 256, 16, "after_prompt")),
+    "soft-prompts-before": Group(soft_prompt_rows, lambda scratch: soft_prompts(scratch, 256, 32, "before_prompt")),
+    "preferences": Group(preferences_rows, lambda scratch: soft_prompts(scratch, 4, 16, "after_prompt")),
+}

@@ -1,0 +1,99 @@
+"""Which soft prompts may not be served, and that the error names the control."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_bundle import make_soft_prompt_bundle
+
+from meet_bundle import Bundle, open_bundle
+from meet_server.app import admit
+from meet_server.errors import ServerError
+from meet_server.registry.admission import ControlRefused
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return open_bundle(make_soft_prompt_bundle(tmp_path / "bundle", "after_prompt", 4))
+
+
+def refusal(bundle: Bundle) -> str:
+    with pytest.raises(ControlRefused) as caught:
+        admit(bundle)
+    message = str(caught.value)
+    assert message.startswith("control detailed: ")
+    assert "\n" not in message
+    return message
+
+
+def weights(bundle: Bundle) -> Path:
+    return bundle.path / "controls" / "detailed" / "soft_prompt.safetensors"
+
+
+def test_right_controls_are_admitted(bundle: Bundle) -> None:
+    admit(bundle)
+
+
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda t: t.update(soft_prompt=t["soft_prompt"] + 0.01), "differs from rows"),
+        (lambda t: t.update(soft_prompt=t["soft_prompt"][:3].clone()), "has shape (3, 64); the model needs (4, 64)"),
+        (lambda t: t.update(soft_prompt=torch.zeros(4, 64, dtype=torch.int8)), "is torch.int8"),
+        (lambda t: t.update(other=torch.zeros(1)), "holds other, soft_prompt"),
+    ],
+)
+def test_tensors(bundle: Bundle, alter: Callable[[dict[str, Any]], Any], message: str) -> None:
+    tensors = load_file(weights(bundle))
+    alter(tensors)
+    save_file(tensors, weights(bundle))
+    assert message in refusal(bundle)
+
+
+def test_files(bundle: Bundle) -> None:
+    (weights(bundle).parent / "soft_prompt.bin").write_bytes(b"")
+    assert "holds soft_prompt.bin" in refusal(bundle)
+    (weights(bundle).parent / "soft_prompt.bin").unlink()
+    weights(bundle).write_bytes(b"\x80\x04pickle")
+    assert "is no safetensors file" in refusal(bundle)
+    weights(bundle).unlink()
+    assert "is no safetensors file" in refusal(bundle)
+
+
+def test_a_narrower_file_of_a_half_precision_model_is_the_same(bundle: Bundle) -> None:
+    """Training keeps soft prompts in float32; the model's own rows may be rounded."""
+    tensors = load_file(bundle.model_path / "model.safetensors")
+    rounded = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(rounded, bundle.model_path / "model.safetensors", metadata={"format": "pt"})
+    admit(bundle)
+
+
+def test_tokens_beyond_the_vocabulary(bundle: Bundle) -> None:
+    preferences = list(bundle.manifest.preferences)
+    preferences[1] = preferences[1].model_copy(update={"first_token_id": 10_000})
+    moved = bundle.manifest.model_copy(update={"preferences": tuple(preferences)})
+    assert "virtual tokens end at 10003" in refusal(Bundle(bundle.path, moved))
+
+
+def test_tokens_that_the_tokenizer_knows(bundle: Bundle) -> None:
+    file = bundle.model_path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    first = bundle.manifest.first_virtual_id
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": first, "content": "<v0>"})
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(ServerError, match=f"the tokenizer knows token {first}"):
+        admit(bundle)
+
+
+def test_a_model_without_an_embedding_matrix(bundle: Bundle) -> None:
+    tensors = load_file(bundle.model_path / "model.safetensors")
+    del tensors["model.embed_tokens.weight"]
+    save_file(tensors, bundle.model_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ServerError, match="must be the embedding matrix; there is none"):
+        admit(bundle)

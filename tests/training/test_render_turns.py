@@ -1,0 +1,129 @@
+"""Several turns, pairs, tools: which tokens are supervised, and that each turn's prompt is what the server sends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meet_training.data.forms import Example
+from meet_training.data.render import Rendered, render, render_all
+from meet_training.errors import TrainingError
+
+CHAT = (
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "1"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "3"},
+)
+REASONING_STRIPPED = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('!')[-1] }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def tokenizer(tiny_base: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_base)
+
+
+def test_all_turns_are_supervised_each_behind_the_prompt_that_the_server_sends(tokenizer: Any) -> None:
+    rendered = render(Example(CHAT, "4", "a", supervise="all"), tokenizer)
+    assert tokenizer.decode(rendered.prompt_ids) == (
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(rendered.reply_ids) == (
+        "2<|im_end|>\n<|im_start|>user\n3<|im_end|>\n<|im_start|>assistant\n4<|im_end|>"
+    )
+    assert tokenizer.decode(rendered.targets) == "2<|im_end|>4<|im_end|>"
+    assert rendered.num_supervised == len(rendered.targets) == 4
+    assert rendered.mask is not None
+    assert [token for token, learned in zip(rendered.ids, rendered.supervised, strict=True) if learned] == list(
+        rendered.targets
+    )
+    for place, reply in ((2, "2"), (4, "4")):
+        sent = tokenizer.apply_chat_template(list(CHAT[:place]), add_generation_prompt=True)["input_ids"]
+        assert list(rendered.ids[: len(sent)]) == sent
+        end = len(sent) + len(reply) + 1
+        assert rendered.supervised[len(sent) : end] == (True, True)
+
+
+def test_only_the_last_turn_is_supervised_by_default(tokenizer: Any) -> None:
+    last = render(Example(CHAT, "4", "a"), tokenizer)
+    assert last.mask is None
+    assert tokenizer.decode(last.targets) == "4<|im_end|>"
+    assert last.ids == render(Example(CHAT, "4", "a", supervise="all"), tokenizer).ids
+    assert last.supervised == (False,) * len(last.prompt_ids) + (True, True)
+
+
+def test_a_single_turn_needs_no_mask(tokenizer: Any) -> None:
+    user = ({"role": "user", "content": "1"},)
+    assert render(Example(user, "2", "a", supervise="all"), tokenizer) == render(Example(user, "2", "a"), tokenizer)
+
+
+def test_a_template_that_renders_earlier_turns_differently_is_refused_for_all_turns_only(tokenizer: Any) -> None:
+    tokenizer.chat_template = REASONING_STRIPPED
+    thought = (*CHAT[:2], {"role": "assistant", "content": "hm!2"}, CHAT[3])
+    with pytest.raises(TrainingError, match=r"supervise: all: the chat template .* use supervise: last"):
+        render(Example(thought, "4", "a", supervise="all"), tokenizer)
+    assert tokenizer.decode(render(Example(thought, "4", "a"), tokenizer).targets) == "4<|im_end|>"
+
+
+def test_a_template_that_ends_no_turn_is_refused_for_all_turns(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(TrainingError, match="supervise: all"):
+        render(Example(CHAT, "4", "a", supervise="all"), tokenizer)
+
+
+def test_the_rejected_reply_follows_the_same_prompt(tokenizer: Any) -> None:
+    rendered = render(Example(CHAT, "4", "a", rejected="none"), tokenizer)
+    assert rendered.rejected_ids is not None
+    assert tokenizer.decode(rendered.rejected_ids) == "none<|im_end|>"
+    assert rendered.prompt_ids == render(Example(CHAT, "4", "a"), tokenizer).prompt_ids
+
+
+def test_a_rejected_reply_that_is_too_long_is_left_out_alone(tokenizer: Any) -> None:
+    examples = {"a": [Example(CHAT, "4", "a", rejected="x" * 500), Example(CHAT, "4", "a", rejected="5")]}
+    long, short = render_all(examples, tokenizer, max_length=200)["a"]
+    assert long == Rendered(short.prompt_ids, short.reply_ids)
+    assert short.rejected_ids is not None
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
+    with pytest.raises(TrainingError, match="refuses a conversation of system, user, assistant, user: no system"):
+        render(Example(CHAT, "4", "a"), tokenizer)
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+SHOWS_CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_tool_calls_are_learned_as_the_template_writes_them(tokenizer: Any) -> None:
+    user = ({"role": "user", "content": "1"},)
+    with pytest.raises(TrainingError, match="shows no tool calls"):
+        render(Example(user, CALLING, "a"), tokenizer)
+    tokenizer.chat_template = SHOWS_CALLS
+    assert tokenizer.decode(render(Example(user, CALLING, "a"), tokenizer).targets) == 'f{"x": 1}<|im_end|>'
+    told = (*user, CALLING, {"role": "tool", "content": "7"})
+    both = render(Example(told, "8", "a", supervise="all"), tokenizer)
+    assert tokenizer.decode(both.targets) == 'f{"x": 1}<|im_end|>8<|im_end|>'
+
+
+def test_tools_that_the_template_would_lose_are_refused(tokenizer: Any) -> None:
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    with pytest.raises(TrainingError, match="shows the model no tools"):
+        render(Example(CHAT, "4", "a", tools=tools), tokenizer)
+    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}" + SHOWS_CALLS
+    rendered = render(Example(CHAT, "4", "a", tools=tools), tokenizer)
+    assert tokenizer.decode(rendered.prompt_ids).startswith("f;<|im_start|>system")
