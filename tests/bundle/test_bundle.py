@@ -19,6 +19,7 @@ from meet_bundle import (
     Preference,
     Probe,
     SoftPromptControls,
+    clean_up,
     open_bundle,
     seal,
     writing_bundle,
@@ -228,3 +229,30 @@ def test_virtual_tokens_are_runs_that_do_not_overlap() -> None:
         soft_prompts(100, 103)
     with pytest.raises(ValidationError, match="first_token_id of detailed is missing"):
         soft_prompts(100, None)
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with writing_bundle(target) as folder:
+        (tmp_path / ".bundle.partial-killed").mkdir()
+        (tmp_path / ".bundle.partial-killed/meet.json").write_text("{}")
+        clean_up(target)
+        assert [path for path in tmp_path.iterdir() if path != folder] == []
+        fill(folder)
+        seal(folder, manifest())
+    clean_up(target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_bundle_that_a_killed_writer_had_moved_away_comes_back(bundle_folder: Path) -> None:
+    aside = bundle_folder.parent / ".bundle.replaced-killed"
+    aside.mkdir()
+    bundle_folder.rename(aside / "bundle")
+    clean_up(bundle_folder)
+    open_bundle(bundle_folder)
+    assert list(bundle_folder.parent.iterdir()) == [bundle_folder]
+    aside.mkdir()
+    (aside / "bundle").mkdir()  # killed after the second rename: the new one is in place
+    clean_up(bundle_folder)
+    open_bundle(bundle_folder)
+    assert not aside.exists()

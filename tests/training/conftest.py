@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from .fork_server import ForkServer
+
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
@@ -15,3 +17,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """Starts `meet` in processes of their own, in milliseconds."""
+    server = ForkServer()
+    yield server
+    server.close()

@@ -1,4 +1,4 @@
-"""docs/TRAINING.md is true: every fragment is a valid part of a configuration, and the figures are the defaults."""
+"""The pages on training are true: every fragment is a valid part of a configuration, figures are the defaults."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from meet_training.config import TrainConfig
 from meet_training.controls_config import PEAK_LEARNING_RATES
 from meet_training.stages_config import MODEL_LEARNING_RATES, SpeedConfig, Stage2Config
 
-PAGE = (Path(__file__).parents[2] / "docs" / "TRAINING.md").read_text()
-FRAGMENTS = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "TRAINING.md").read_text()
+PAGES = PAGE + (DOCS / "TRAINING_ON_SEVERAL_GPUS.md").read_text()
+FRAGMENTS = re.findall(r"```yaml\n(.*?)```", PAGES, flags=re.S)
 
 
 @pytest.mark.parametrize("fragment", FRAGMENTS)

@@ -2,10 +2,12 @@
 
 open_bundle(path) -> Bundle        checks format version and digests, says exactly what is wrong
 writing_bundle(path) -> folder     a temporary folder that becomes the bundle in one rename
+clean_up(path)                     removes what a killed writer of that bundle left
 """
 
 from meet_bundle.bundle import Bundle, open_bundle, seal, writing_bundle
 from meet_bundle.errors import BundleAltered, BundleError, MeetError
+from meet_bundle.leftovers import clean_up
 from meet_bundle.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -32,6 +34,7 @@ __all__ = [
     "Preference",
     "Probe",
     "SoftPromptControls",
+    "clean_up",
     "open_bundle",
     "seal",
     "writing_bundle",

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from meet_bundle.digests import folder_entries, listing_digest
 from meet_bundle.errors import BundleAltered, BundleError
+from meet_bundle.leftovers import PARTIAL, REPLACED, held, prefix
 from meet_bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest
 
 
@@ -61,14 +62,15 @@ def writing_bundle(target: Path, *, replace: bool = False) -> Iterator[Path]:
     if target.exists() and not replace:
         raise BundleError(f"{target} exists; choose another output or remove it first")
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    folder = Path(tempfile.mkdtemp(prefix=prefix(target.name, PARTIAL), dir=target.parent))
     try:
         folder.chmod(0o755)  # mkdtemp makes it private; a bundle is read by the server's user too
-        yield folder
-        if not (folder / MANIFEST_NAME).is_file():
-            raise BundleError(f"{target}: nothing was sealed, so no bundle was written")
-        _sync_tree(folder)
-        _move_into_place(folder, target)
+        with held(folder):
+            yield folder
+            if not (folder / MANIFEST_NAME).is_file():
+                raise BundleError(f"{target}: nothing was sealed, so no bundle was written")
+            _sync_tree(folder)
+            _move_into_place(folder, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -158,11 +160,12 @@ def _first_mistake(error: ValidationError) -> str:
 
 def _move_into_place(folder: Path, target: Path) -> None:
     if target.exists():
-        # Two renames: between them the old bundle stands under its aside name, complete.
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent))
-        target.rename(aside / target.name)
-        folder.rename(target)
-        shutil.rmtree(aside)
+        # Two renames: between them the old bundle stands under its aside name, complete, and `clean_up` finds it.
+        aside = Path(tempfile.mkdtemp(prefix=prefix(target.name, REPLACED), dir=target.parent))
+        with held(aside):
+            target.rename(aside / target.name)
+            folder.rename(target)
+            shutil.rmtree(aside)
     else:
         folder.rename(target)
     _sync_folder(target.parent)

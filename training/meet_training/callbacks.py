@@ -1,6 +1,7 @@
 """What a run tells whoever started it. Subclass `Callback` and override what you want to hear.
 
-Raising in a callback stops the run; it goes on from its last checkpoint when it is started again.
+Raising in a callback stops the run; it goes on from its last checkpoint when it is started again. Of several processes
+the main one alone is told.
 """
 
 from __future__ import annotations

@@ -69,6 +69,9 @@ class TrainConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         default=(), description="where learning curves go while it runs, beside the bundle's report"
     )
+    log_folder: Path | None = Field(
+        default=None, description="where trackers keep their files; by default beside the output, `OUTPUT.logs`"
+    )
     checkpoint_every_s: float = Field(default=300.0, ge=0, description="seconds between checkpoints")
     seed: int = Field(default=0, ge=0)
 

@@ -14,6 +14,7 @@ from meet_bundle import BaseModelSource, Bundle, Manifest, Preference, Probe, op
 from meet_training.config import TrainConfig
 from meet_training.controls.control import ControlSet
 from meet_training.controls.trained import load_control
+from meet_training.curves import draw_curves
 from meet_training.data.render import Rendered
 from meet_training.probe import make_probe
 from meet_training.stages.optimise import Curve
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LIBRARIES = ("meet", "torch", "transformers", "peft", "tokenizers")
+CURVES_NAME = "training.svg"
 UNKNOWN_DIGEST = "0" * 64  # `seal` puts the true ones in
 NO_PROBE = Probe(
     token_ids=(0, 0), start=1, controlled=(0.0,), uncontrolled=(0.0,), dtype="float32"
@@ -53,9 +55,9 @@ def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> B
         trained.tokenizer.save_pretrained(folder / "model")
         for control, name in enumerate(trained.controls.names):
             trained.controls.save(control, folder / "controls" / name)
+        _write_report(folder / "report", trained)
         _make_readable(folder)
         seal(folder, _with_probes(folder, _manifest(trained, config), trained))
-        _write_report(folder / "report", trained)
     return open_bundle(config.output)
 
 
@@ -95,7 +97,7 @@ def _preferences(trained: Trained, config: TrainConfig) -> tuple[Preference, ...
 
 def _manifest(trained: Trained, config: TrainConfig) -> Manifest:
     made: dict[str, Any] = {
-        "config": config.without_folders().model_dump(mode="json", exclude={"output", "trackers"}),
+        "config": config.without_folders().model_dump(mode="json", exclude={"output", "trackers", "log_folder"}),
         "data_digest": trained.data_digest,
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "final_loss": {stage: _final_losses(curve) for stage, curve in trained.record.curves.items()},
@@ -123,11 +125,12 @@ def _final_losses(curve: Curve) -> dict[str, float]:
 
 def _write_report(folder: Path, trained: Trained) -> None:
     folder.mkdir()
-    report = {
+    report: dict[str, Any] = {
         "seconds": {phase: round(seconds, 1) for phase, seconds in trained.record.seconds.items()},
         "losses": {stage: curve.losses for stage, curve in trained.record.curves.items()},
     }
     (folder / "training.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    (folder / CURVES_NAME).write_text(draw_curves(report["losses"]), encoding="utf-8")
 
 
 def _make_readable(folder: Path) -> None:

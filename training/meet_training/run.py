@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from meet_bundle import Bundle, BundleError, open_bundle
+from meet_bundle import Bundle, BundleError, clean_up, open_bundle
 from meet_training.base_model import check_causal_model, describe_base, own_dtype, resolve_base
 from meet_training.callbacks import Callback, Callbacks
 from meet_training.config import TrainConfig
@@ -27,8 +28,10 @@ from meet_training.stages.optimise import LoopConfig
 from meet_training.stages.prompt_cache import PromptCache, fits
 from meet_training.stages.reference import reference_logprobs
 from meet_training.stages.resumable import Record, StageParts, run_stage
+from meet_training.stages.sharding import shard
 from meet_training.stages.tune_controls import control_groups, freeze_all_but_controls, known
 from meet_training.stages.tune_model import model_groups
+from meet_training.trackers import Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,21 +45,28 @@ def train(config: TrainConfig, *, replace: bool = False, callbacks: Sequence[Cal
 
     Raises TrainingError or BundleError before any work where the configuration, the data, the base or the
     output cannot be used. Nothing appears at `config.output` until the whole bundle is there. Under `accelerate
-    launch` every process calls this, and each returns the same bundle.
+    launch` or `torchrun` every process calls this and returns the same bundle; callbacks hear the main process alone.
     """
-    if config.output.exists() and not replace:
-        raise BundleError(f"output: {config.output} exists; choose another output or allow it to be replaced")
-    examples = forms.load_examples(config)
-    told = Callbacks(callbacks)
-    folder = resolve_base(config.base, on_step=told.on_phase)
-    run = Run(config, folder, examples, told)
+    machine = Machine.join(config.device)
+    with machine.together():
+        trackers = [Trackers(config)] if config.trackers and machine.is_main else []
+    told = Callbacks([*trackers, *callbacks] if machine.is_main else ())
+    with machine.main_first():
+        if machine.is_main:
+            clean_up(config.output)
+        if config.output.exists() and not replace:
+            raise BundleError(f"output: {config.output} exists; choose another output or allow it to be replaced")
+        folder = resolve_base(config.base, on_step=told.on_phase)
+    with machine.together():
+        run = Run(config, folder, forms.load_examples(config), told, machine)
+    machine.check_alike("configuration, data and base", run.checkpoints.key)
     told.on_start(run.config)
     trained = run.both_stages()
-    if run.machine.is_main:
-        told.on_phase(f"writing {config.output}")
-        export(trained, run.config, replace=replace)
-        run.checkpoints.remove()
-    run.machine.wait()
+    with machine.together():
+        if machine.is_main:
+            told.on_phase(f"writing {config.output}")
+            export(trained, run.config, replace=replace)
+            run.checkpoints.remove()
     bundle = open_bundle(config.output)
     told.on_bundle(bundle)
     return bundle
@@ -71,12 +81,14 @@ class Run:
         folder: Path,
         examples: dict[str, list[forms.Example]],
         callbacks: Callback | None = None,
+        machine: Machine | None = None,
     ) -> None:
         from transformers import AutoTokenizer
 
         self.config = config.resolved()
         self.folder = folder
-        self.machine = Machine.join(config.device)
+        self.machine = machine or Machine.join(config.device)
+        self.sharded = config.speed.sharding == "full" and self.machine.num_processes > 1
         self.dtype = choose_dtype(config.precision, self.machine.device)
         self.own_dtype = own_dtype(check_causal_model(folder))
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
@@ -96,6 +108,7 @@ class Run:
     def both_stages(self) -> Trained:
         """What comes before, stage 1, then stage 2, each from where the checkpoint says."""
         saved = self.checkpoints.load()
+        self.machine.check_alike("checkpoint", (saved["stage"], saved["step"]) if saved else None)
         if saved:
             self.record = Record.from_state(saved["record"])
         self.ask_the_base()
@@ -125,6 +138,7 @@ class Run:
             return
         model = self.load_model(self.dtype)
         model.requires_grad_(False)
+        self.shard(model)
         if any(shares):
             self.uncontrolled = self._uncontrolled(model, max(shares))
         if wants_pairs:
@@ -147,15 +161,17 @@ class Run:
             group = [replace(example, rejected=None) for example in examples]
             return render_all({"uncontrolled": group}, self.tokenizer, self.config.max_length)["uncontrolled"]
         self.callbacks.on_phase("sampling replies of the base itself")
-        return base_replies(
-            model,
-            list(dict.fromkeys(prompts))[:num],
-            said,
-            eos_id=int(self.tokenizer.eos_token_id),
-            pad_id=self.pad_id,
-            seed=self.config.seed,
-            file=self.checkpoints.file("base_replies.json"),
-        )
+        # A sharded model needs all processes at each step of sampling; they draw the same.
+        with nullcontext() if self.sharded else self.machine.main_first():
+            return base_replies(
+                model,
+                list(dict.fromkeys(prompts))[:num],
+                said,
+                eos_id=int(self.tokenizer.eos_token_id),
+                pad_id=self.pad_id,
+                seed=self.config.seed,
+                file=self.checkpoints.file("base_replies.json"),
+            )
 
     def stage1(self, saved: dict[str, Any] | None = None) -> dict[str, Any]:
         """Tunes the controls on the frozen model; returns their state."""
@@ -165,8 +181,9 @@ class Run:
         controls = self.attach(model)
         if not stage.epochs:
             return controls.state()
+        self.shard(model, controls)
         freeze_all_but_controls(model, controls)
-        schedule = self._schedule("stage1", stage)
+        schedule = self.schedule("stage1", stage)
         groups = control_groups(
             controls,
             schedule,
@@ -189,22 +206,44 @@ class Run:
             controls.load_state(controls_state)
         if stage.epochs:
             model_lora = None if whole else ModelLora(model, stage, self.config.seed)
-            schedule = self._schedule("stage2", stage)
+            self.shard(model, controls, model_lora)
+            schedule = self.schedule("stage2", stage)
             groups = model_groups(model, model_lora, controls, schedule, stage)
             learning = controls.names if stage.controls == "joint" else ()
-            self._run(
-                "stage2", StageParts(model, controls, schedule, groups, learning, model_lora or model), stage, saved
-            )
+            parts = StageParts(model, controls, schedule, groups, learning, model_lora or model)
+            self._run("stage2", parts, stage, saved)
+            if self.sharded:
+                model, controls, model_lora = self._put_together(parts, model_lora is not None)
             if model_lora is not None:
                 model_lora.merge(model)
         return model, controls
+
+    def shard(self, model: PreTrainedModel, controls: ControlSet | None = None, lora: ModelLora | None = None) -> None:
+        """Leaves this process its part of a model, where `speed.sharding` says so; what is learned in its place stays
+        whole. Before optimisers are made."""
+        if self.sharded:
+            names = controls.names if controls else ()
+            kept = [parameter for k in range(len(names)) for parameter in controls.parameters_of(k)] if controls else []
+            shard(model, [*kept, *(lora.parameters() if lora else [])], self.machine)
+
+    def _put_together(self, parts: StageParts, by_lora: bool) -> tuple[PreTrainedModel, ControlSet, ModelLora | None]:
+        """What a stage made of a sharded model, as one that is not, in main memory; the main process alone has it."""
+        state = parts.state(keep=self.machine.is_main)
+        model = self.load_model(self.own_dtype if by_lora else torch.float32)
+        controls = self.attach(model)
+        lora = ModelLora(model, self.config.stage2, self.config.seed) if by_lora else None
+        if self.machine.is_main:
+            StageParts(model, controls, parts.schedule, [], tuned=lora or model).load_state({**state, "groups": []})
+        return model, controls, lora
 
     def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The base, anew from its files."""
         from transformers import AutoModelForCausalLM
 
         options = {"attn_implementation": self.config.speed.attention} if self.config.speed.attention else {}
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options).to(self.machine.device)
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options)
+        if not self.sharded:  # then each device gets its part, when the parts are known
+            model = model.to(self.machine.device)
         model.train()
         if self.config.speed.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -221,7 +260,7 @@ class Run:
             parts, self._loop_config(name, stage, parts.model), self.record, self.checkpoints, self.callbacks, saved
         )
 
-    def _schedule(self, name: str, stage: Stage1Config | Stage2Config) -> Schedule:
+    def schedule(self, name: str, stage: Stage1Config | Stage2Config) -> Schedule:
         return make_schedule(
             self.rendered,
             epochs=stage.epochs,
@@ -246,12 +285,13 @@ class Run:
             loss_chunk=speed.loss_chunk,
             uncontrolled_weight=len(self.rendered) * share / (1 - share),
             prompt_cache=self._prompt_cache(model) if name == "stage1" else None,
+            sharded=self.sharded,
         )
 
     def _prompt_cache(self, model: PreTrainedModel) -> PromptCache | None:
         """Where prompts can be computed once: nothing of a control stands before them or in them."""
         speed, controls = self.config.speed, self.config.controls
         after = controls.kind == "soft_prompt" and controls.placement == "after_prompt"
-        if not after or not speed.prompt_cache_mib or speed.gradient_checkpointing or not fits(model):
+        if not after or self.sharded or not speed.prompt_cache_mib or speed.gradient_checkpointing or not fits(model):
             return None
         return PromptCache(speed.prompt_cache_mib << 20, self.machine.device)

@@ -99,6 +99,11 @@ class SpeedConfig(Section):
     attention: str | None = Field(
         default=None, description="transformers' attn_implementation: `sdpa`, `flash_attention_2`; by default its own"
     )
+    sharding: Literal["none", "full"] = Field(
+        default="none",
+        description="full: of several processes each holds a part of the language model (FSDP), for one too large "
+        "for a single device; with one process it changes nothing",
+    )
     loss_chunk: int = Field(default=256, ge=1, description="supervised tokens whose logits are held at a time")
     prompt_cache_mib: int = Field(
         default=2048,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meet_cli.errors import CommandError, one_line
+from meet_cli.processes import speaks_for_machine
 
 if TYPE_CHECKING:
     from meet_bundle.errors import MeetError
@@ -149,6 +150,8 @@ def _worded(error: click.ClickException) -> str:
 
 
 def _tell(message: str, error: BaseException) -> None:
+    if not speaks_for_machine():
+        return
     for note in getattr(error, "__notes__", ()):
         click.echo(note, err=True)
     click.echo(f"meet: error: {one_line(message)}", err=True)

@@ -126,13 +126,14 @@ def passes(items: Sequence[Item], max_tokens: int, *, packed: bool = False) -> l
     """
     groups: list[list[Item]] = []
     for item in sorted(items, key=lambda item: (-item.length, item.control)):
-        if not groups or _size([*groups[-1], item], packed=packed) > max_tokens:
+        if not groups or tokens_on_the_way([*groups[-1], item], packed=packed) > max_tokens:
             groups.append([])
         groups[-1].append(item)
     return [sorted(group, key=lambda item: item.control) for group in groups]
 
 
-def _size(group: Sequence[Item], *, packed: bool) -> int:
+def tokens_on_the_way(group: Sequence[Item], *, packed: bool) -> int:
+    """What goes over the model with a group, padding included: its cost."""
     if packed:
         return sum(item.num_tokens for item in group)
-    return group[0].length * sum(item.num_rows for item in group)
+    return max(item.length for item in group) * sum(item.num_rows for item in group)

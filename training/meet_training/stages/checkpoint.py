@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,9 @@ def run_key(
     config: TrainConfig, data_digest: str, base: BaseModelSource, dtype: torch.dtype, device: torch.device
 ) -> str:
     """Digest of all that decides what a run computes."""
-    resolved = config.model_dump(mode="json", exclude={"output", "data", "checkpoint_every_s", "trackers"})
+    resolved = config.model_dump(
+        mode="json", exclude={"output", "data", "checkpoint_every_s", "trackers", "log_folder"}
+    )
     parts = [resolved, data_digest, base.model_dump(mode="json"), str(dtype), device.type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -35,13 +36,13 @@ class CheckpointFolder:
 
     def __init__(self, output: Path, key: str, every_s: float) -> None:
         self._folder = output.parent / f".{output.name}.run"
-        self._key = key
+        self.key = key
         self._every_s = every_s
         self._last = time.monotonic()
 
     def file(self, name: str) -> Path:
         """Where this run, and no other, keeps something else until the bundle is written; its folder exists."""
-        folder = self._folder / self._key[:16]
+        folder = self._folder / self.key[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
@@ -51,19 +52,18 @@ class CheckpointFolder:
         if not file.is_file():
             return None
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        return saved["state"] if saved["key"] == self._key else None
+        return saved["state"] if saved["key"] == self.key else None
 
-    def save_if_due(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Saves when the interval is over; `state` is called only then."""
-        if time.monotonic() - self._last >= self._every_s:
-            self.save(state())
+    def is_due(self) -> bool:
+        """Whether the interval is over."""
+        return time.monotonic() - self._last >= self._every_s
 
     def save(self, state: dict[str, Any]) -> None:
         """Replaces the checkpoint: a kill at any moment leaves the old one or the new one."""
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._folder / "checkpoint.pt.partial"
         with partial.open("wb") as file:
-            torch.save({"key": self._key, "state": state}, file)
+            torch.save({"key": self.key, "state": state}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._folder / "checkpoint.pt")

@@ -10,20 +10,22 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meet_training.controls.control import ControlSet
-from meet_training.data.batches import UNCONTROLLED, Item, Schedule, passes
+from meet_training.data.batches import UNCONTROLLED, Item, Schedule, passes, tokens_on_the_way
 from meet_training.errors import TrainingError
 from meet_training.stages.layout import Batch, lay_out
-from meet_training.stages.machine import Machine
+from meet_training.stages.machine import Machine, shares
 from meet_training.stages.objective import Objective, StepSizes
 from meet_training.stages.prompt_cache import PromptCache
 from meet_training.stages.reply_nll import reply_nll
+from meet_training.stages.sharding import part_of
 
 UNCONTROLLED_NAME = "uncontrolled"
 
@@ -31,7 +33,8 @@ UNCONTROLLED_NAME = "uncontrolled"
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
     """How far a run is. `loss` is the mean over controls of the last step, and `losses` that of each, in nats per
-    reply token where the objective is likelihood."""
+    reply token where the objective is likelihood. `overall_step` goes on counting from one stage to the next;
+    `learning_rates` are those of each control that took part, and of `model` in stage 2."""
 
     stage: str
     step: int
@@ -40,6 +43,8 @@ class TrainProgress:
     tokens_per_s: float
     seconds_left: float
     losses: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    overall_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,16 @@ class ParameterGroup:
         """Whether step `number` (from 0) moves this group."""
         return number < self.config.num_steps
 
+    def learning_rate(self, number: int) -> float:
+        """At step `number` (from 0)."""
+        return self.config.learning_rate * rate(number, self.config.num_steps, self.config.warmup_share)
+
     def step(self, number: int) -> None:
         """Takes step `number`, unless this group's steps are over, and forgets the gradients."""
         if self.takes_part(number):
             nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
             for group in self._optimiser.param_groups:
-                group["lr"] = self.config.learning_rate * rate(number, self.config.num_steps, self.config.warmup_share)
+                group["lr"] = self.learning_rate(number)
             self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
 
@@ -81,7 +90,11 @@ class ParameterGroup:
         return self._optimiser.state_dict()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._optimiser.load_state_dict(state)
+        moments = {
+            index: {name: part_of(value, self.parameters[index]) for name, value in own.items()}
+            for index, own in state["state"].items()
+        }
+        self._optimiser.load_state_dict({**state, "state": moments})
 
 
 def rate(step: int, num_steps: int, warmup_share: float) -> float:
@@ -97,6 +110,10 @@ class Curve:
     """Loss of each control at each of its steps; of uncontrolled examples where there are some."""
 
     losses: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def num_steps(self) -> int:
+        return max(map(len, self.losses.values()), default=0)
 
     def add(self, name: str, loss: float) -> None:
         if not math.isfinite(loss):
@@ -122,6 +139,7 @@ class LoopConfig:
     loss_chunk: int = 256
     uncontrolled_weight: float = 1.0
     prompt_cache: PromptCache | None = None
+    sharded: bool = False
 
 
 def optimise(
@@ -153,7 +171,8 @@ def optimise(
         if after_step:
             after_step(number + 1)
         if on_progress:
-            on_progress(clock.after(number, items, named))
+            rates = {group.config.name: group.learning_rate(number) for group in taking_part}
+            on_progress(replace(clock.after(number, items, named), learning_rates=rates))
 
 
 def loss_name(controls: ControlSet, control: int) -> str:
@@ -168,11 +187,34 @@ def backward(model: nn.Module, controls: ControlSet, items: list[Item], config: 
     weights = torch.ones_like(sizes.num_tokens)
     weights[UNCONTROLLED] = config.uncontrolled_weight
     sums = torch.zeros_like(sizes.num_tokens)
-    for group in config.machine.share(passes(items, config.tokens_per_pass, packed=config.packed)):
-        losses = _losses(model, controls, group, sizes, config, weights)
-        sums += losses.detach()
+    for group, counts in own_passes(model, controls, items, config):
+        losses = _losses(model, controls, group, sizes, config, weights if counts else torch.zeros_like(weights))
+        if counts:
+            sums += losses.detach()
     config.machine.add(sums)
     return {control: float(sums[control]) for control in sorted({item.control for item in items})}
+
+
+def own_passes(
+    model: nn.Module, controls: ControlSet, items: list[Item], config: LoopConfig
+) -> list[tuple[list[Item], bool]]:
+    """This process's passes of a step, and whether each counts.
+
+    Where the model is sharded every process must go over it equally often, with gradient or without: then whoever has
+    fewer passes adds some that count for nothing.
+    """
+    cost = partial(tokens_on_the_way, packed=config.packed)
+    groups = passes(items, config.tokens_per_pass, packed=config.packed)
+    if not config.sharded:
+        return [(group, True) for group in config.machine.share(groups, cost)]
+    found = []
+    for learns in (True, False):
+        alike = [group for group in groups if _learns(group, model, controls) is learns]
+        own = config.machine.share(alike, cost)
+        num = max(map(len, shares(alike, config.machine.num_processes, cost)))
+        found += [(group, True) for group in own]
+        found += [(min(alike, key=cost), False) for _ in range(num - len(own))]
+    return found
 
 
 def _losses(
@@ -184,7 +226,7 @@ def _losses(
     weights: Tensor,
 ) -> Tensor:
     """One pass: the losses of a group, (K + 1,), after their gradients were added."""
-    with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(group, model)):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and _learns(group, model, controls)):
         batch, given = _batch(model, controls, group, config)
         with controls.applied(batch.token_controls), _precision(config):
             nll = reply_nll(model, batch, chunk=config.loss_chunk, **given)
@@ -195,12 +237,12 @@ def _losses(
     return losses
 
 
-def _learns(group: list[Item], model: nn.Module) -> bool:
+def _learns(group: list[Item], model: nn.Module, controls: ControlSet) -> bool:
     """Whether anything gets a gradient from a group: uncontrolled examples move nothing but the model."""
     if any(item.control != UNCONTROLLED for item in group):
         return True
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    return bool(head.weight.requires_grad) or any(parameter.requires_grad for parameter in model.parameters())
+    own = {id(parameter) for k in range(len(controls.names)) for parameter in controls.parameters_of(k)}
+    return any(parameter.requires_grad and id(parameter) not in own for parameter in model.parameters())
 
 
 def _batch(

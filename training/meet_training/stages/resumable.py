@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from meet_training.controls.model_lora import ModelLora
 from meet_training.data.batches import Schedule
 from meet_training.stages.checkpoint import CheckpointFolder
 from meet_training.stages.optimise import Curve, LoopConfig, ParameterGroup, losses_again, optimise
+from meet_training.stages.sharding import load_whole, whole
 from meet_training.stages.tune_controls import check_that_all_learned
 
 
@@ -45,18 +46,22 @@ class StageParts:
     learning: Sequence[str] = ()
     tuned: nn.Module | ModelLora | None = None
 
-    def state(self) -> dict[str, Any]:
+    def state(self, *, keep: bool = True) -> dict[str, Any]:
+        """All of it, put together where the model is sharded: then every process must call this, and only those
+        that `keep` it have it afterwards."""
         tuned = self.tuned
-        return {
+        state = {
             "controls": self.controls.state(),
             "model": tuned.state_dict() if isinstance(tuned, nn.Module) else tuned.state() if tuned else None,
             "groups": [group.state() for group in self.groups],
         }
+        put_together: dict[str, Any] = whole(state, keep=keep)
+        return put_together
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.controls.load_state(state["controls"])
         if isinstance(self.tuned, nn.Module):
-            self.tuned.load_state_dict(state["model"])
+            load_whole(self.tuned, state["model"])
         elif self.tuned is not None:
             self.tuned.load_state(state["model"])
         for group, own in zip(self.groups, state["groups"], strict=True):
@@ -76,6 +81,7 @@ def run_stage(
     Raises TrainingError where a control that is to learn has not moved in the end.
     """
     name, curve = config.stage, record.curves.setdefault(config.stage, Curve())
+    before = sum(other.num_steps for stage, other in record.curves.items() if stage != name)
     spent, since = record.seconds.get(name, 0.0), time.monotonic()
     started_from = saved["started_from"] if saved else parts.controls.state()
     if saved:
@@ -83,16 +89,13 @@ def run_stage(
 
     def save(step: int) -> None:
         record.seconds[name] = spent + time.monotonic() - since
-        if config.machine.is_main:
-            checkpoints.save_if_due(
-                lambda: {
-                    "stage": name,
-                    "step": step,
-                    "started_from": started_from,
-                    "parts": parts.state(),
-                    "record": record.state(),
-                }
-            )
+        main, due = config.machine.is_main, checkpoints.is_due()
+        # A sharded model is put together by all processes, when the clock of the main one says so.
+        if config.machine.of_main(due) if config.sharded else main and due:
+            state = {"stage": name, "step": step, "started_from": started_from, "record": record.state()}
+            state["parts"] = parts.state(keep=main)
+            if main:
+                checkpoints.save(state)
 
     optimise(
         parts.model,
@@ -103,7 +106,7 @@ def run_stage(
         curve=curve,
         start=saved["step"] if saved else 0,
         after_step=save,
-        on_progress=callbacks.on_step,
+        on_progress=lambda progress: callbacks.on_step(replace(progress, overall_step=before + progress.step)),
     )
     if parts.learning:
         again = losses_again(parts.model, parts.controls, parts.schedule.step(0), config)

@@ -12,6 +12,7 @@ from meet_cli.arguments import split_arguments
 from meet_cli.errors import CommandError
 from meet_cli.extras import require
 from meet_cli.figures import json_option, write_figures
+from meet_cli.processes import is_main_process
 from meet_cli.progress import Tell, duration, tell_step, telling
 
 if TYPE_CHECKING:
@@ -33,13 +34,18 @@ def train(arguments: tuple[str, ...], overwrite: bool, json_file: Path | None) -
 
     Any field of the configuration can be set on the command line: --stage1.epochs=3. A run that was
     interrupted goes on where it stopped when the same command is given again.
+
+    On several GPUs or machines: torchrun --nproc-per-node=NUM -m meet_cli train CONFIG.yaml
     """
     path, overrides = split_arguments(arguments, what="CONFIG.yaml")
     require("training", "meet train")
     from meet_training.config import load_config
 
     bundle, figures = train_with_progress(load_config(Path(path), overrides), overwrite=overwrite)
+    if not is_main_process():
+        return
     click.echo(f"{bundle.path}: {', '.join(p.name for p in bundle.manifest.preferences)}")
+    click.echo(f"learning curves: {bundle.path / 'report' / 'training.svg'}")
     click.echo(f"serve it with: meet serve {bundle.path}")
     write_figures(json_file, figures)
 
@@ -55,6 +61,7 @@ def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tupl
 
     from meet_training.callbacks import Callback
     from meet_training.run import train as train_bundle
+    from meet_training.stages.machine import leave
 
     logging.disable_progress_bar()  # its bars for loading and saving would break into ours
     last: dict[str, TrainProgress] = {}
@@ -70,6 +77,7 @@ def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tupl
                 _tell(tell, progress)
 
         bundle = train_bundle(config, replace=overwrite, callbacks=[Telling()])
+    leave()
     stages = [
         {"stage": p.stage, "steps": p.num_steps, "loss": p.loss, "tokens_per_s": p.tokens_per_s} for p in last.values()
     ]
