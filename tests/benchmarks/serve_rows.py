@@ -109,9 +109,9 @@ def tiny_bundle(scratch: Path) -> Path:
 
 
 def soft_prompts(scratch: Path, num: int, num_virtual_tokens: int, placement: Any) -> Path:
-    from soft_prompt_bundle import random_soft_prompts
+    from soft_prompt_bundle import same_soft_prompts
 
-    return random_soft_prompts(scratch, num, num_virtual_tokens, placement)
+    return same_soft_prompts(scratch, num, num_virtual_tokens, placement)
 
 
 @dataclass(frozen=True)
