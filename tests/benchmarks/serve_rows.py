@@ -67,6 +67,13 @@ def uncontrolled_rows(served: Served) -> list[Row]:
     ]
 
 
+# Begins alike for longer than a block of the prefix cache, as prompts with a system message do, and ends anew each time.
+QUESTION = (
+    "A reader of a magazine for curious people has sent in this question, and would like to have an answer that can be "
+    "read in a minute or two, by young and old. What is {word}, and what has it to do with the number {number}?"
+)
+
+
 def soft_prompt_rows(served: Served) -> list[Row]:
     """Any number of different soft prompts costs as near nothing as can be. Prompts differ from request to request."""
 
@@ -80,7 +87,7 @@ def soft_prompt_rows(served: Served) -> list[Row]:
             bound=0.97,
             num_tokens=64,
             pairs=5,  # of several seconds each
-            prompt="What is {word}, and what has it to do with the number {number}?",
+            prompt=QUESTION,
         )
 
     return [row(num) for num in (1, 8, 64, 256)]
