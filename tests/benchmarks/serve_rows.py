@@ -70,7 +70,8 @@ def uncontrolled_rows(served: Served) -> list[Row]:
 # Begins alike for two whole blocks of the prefix cache, as prompts with a system message do, and ends anew each time.
 QUESTION = (
     "A reader of a magazine for curious people has sent in this question, and would like to have an answer that can be "
-    "read in a minute or two, by young and old, at home and at school. What is {word}, and what has it to do with the number {number}?"
+    "read in a minute or two, by young and old, at home and at school. What is {word}, and what has it to do with the "
+    "number {number}?"
 )
 
 
