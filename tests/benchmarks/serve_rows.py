@@ -82,7 +82,7 @@ def soft_prompt_rows(served: Served) -> list[Row]:
         each = tuple({"preference": f"p{index}"} for index in range(num))
         return Row(
             f"soft prompts, {num} different preferences / uncontrolled",
-            32,
+            16,
             Side("controlled", served.ours, {"model": served.model}, each),
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
