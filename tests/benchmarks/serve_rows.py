@@ -87,7 +87,7 @@ def soft_prompt_rows(served: Served) -> list[Row]:
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
             num_tokens=64,
-            pairs=5,  # of several seconds each
+            pairs=4,  # of several seconds each
             prompt=QUESTION,
         )
 
