@@ -35,13 +35,13 @@ class Load:
         self._process = process
         self._sent = 0
 
-    def run(self, row: Row, side: Side, num_requests: int) -> Measured:
-        """Sends that many requests, so many at once, and waits for their replies."""
+    def run(self, row: Row, side: Side, num_requests: int, num_tokens: int | None = None) -> Measured:
+        """Sends that many requests, so many at once, and waits for their replies, of the row's number of tokens."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         order = {
             "url": side.url,
-            "body": {**side.fields, "max_tokens": row.num_tokens, "temperature": 0, "ignore_eos": True},
+            "body": {**side.fields, "max_tokens": num_tokens or row.num_tokens, "temperature": 0, "ignore_eos": True},
             "each": side.each,
             "prompt": row.prompt,
             "prompt_tokens": row.prompt_tokens,

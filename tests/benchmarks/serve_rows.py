@@ -67,6 +67,14 @@ def uncontrolled_rows(served: Served) -> list[Row]:
     ]
 
 
+# Begins alike for two whole blocks of the prefix cache, as prompts with a system message do, and ends anew each time.
+QUESTION = (
+    "A reader of a magazine for curious people has sent in this question, and would like to have an answer that can be "
+    "read in a minute or two, by young and old, at home and at school. What is {word}, and what has it to do with the "
+    "number {number}?"
+)
+
+
 def soft_prompt_rows(served: Served) -> list[Row]:
     """Any number of different soft prompts costs as near nothing as can be. Prompts differ from request to request."""
 
@@ -74,13 +82,13 @@ def soft_prompt_rows(served: Served) -> list[Row]:
         each = tuple({"preference": f"p{index}"} for index in range(num))
         return Row(
             f"soft prompts, {num} different preferences / uncontrolled",
-            32,
+            16,
             Side("controlled", served.ours, {"model": served.model}, each),
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
             num_tokens=64,
-            pairs=5,  # of several seconds each
-            prompt="What is {word}, and what has it to do with the number {number}?",
+            pairs=4,  # of several seconds each
+            prompt=QUESTION,
         )
 
     return [row(num) for num in (1, 8, 64, 256)]
@@ -109,9 +117,9 @@ def tiny_bundle(scratch: Path) -> Path:
 
 
 def soft_prompts(scratch: Path, num: int, num_virtual_tokens: int, placement: Any) -> Path:
-    from soft_prompt_bundle import random_soft_prompts
+    from soft_prompt_bundle import same_soft_prompts
 
-    return random_soft_prompts(scratch, num, num_virtual_tokens, placement)
+    return same_soft_prompts(scratch, num, num_virtual_tokens, placement)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A bundle of many random soft prompts on the 135M model, for the benchmark: what they do to replies is no matter."""
+"""A bundle of many soft prompts on the 135M model, for the benchmark: all say the same, each in rows of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from meet_bundle import BaseModelSource, Manifest, Preference, Probe, SoftPrompt
 
 BASE = "smollm2-135m"
 UNKNOWN_DIGEST = "0" * 64  # replaced when the bundle is sealed
+TEXT = "Answer as a friend would, in plain words, and say what matters most first. Be kind, be clear and be brief, and "
 
 
-def random_soft_prompts(
+def same_soft_prompts(
     target: Path, num: int, num_virtual_tokens: int, placement: Literal["before_prompt", "after_prompt"]
 ) -> Path:
     """Writes the bundle, of preferences `p0`, `p1`, ..., and returns its folder."""
@@ -20,11 +21,14 @@ def random_soft_prompts(
 
     controls = SoftPromptControls(num_virtual_tokens=num_virtual_tokens, placement=placement)
     with writing_bundle(target) as folder:
-        model, tokenizer, first = _model(resolve_base(BASE), num * num_virtual_tokens)
+        model, tokenizer, first = _model(resolve_base(BASE), num, num_virtual_tokens)
         tokenizer.save_pretrained(folder / "model")
         model.save_pretrained(folder / "model")
-        probing = Probing(model, tokenizer, first)
-        begins = [first + index * num_virtual_tokens for index in range(num)]
+        rows = model.get_input_embeddings().weight[first : first + num_virtual_tokens].detach().clone()
+        probe = _probe(model.float(), tokenizer, first, controls)
+        preferences = [
+            _preference(folder, f"p{index}", first + index * num_virtual_tokens, rows, probe) for index in range(num)
+        ]
         seal(
             folder,
             Manifest(
@@ -33,65 +37,58 @@ def random_soft_prompts(
                 model_digest=UNKNOWN_DIGEST,
                 model_dtype="bfloat16",
                 controls=controls,
-                preferences=tuple(_preference(folder, begin, controls, probing) for begin in begins),
+                preferences=tuple(preferences),
                 files={},
             ),
         )
     return target
 
 
-def _model(base: Path, num_rows: int) -> tuple[Any, Any, int]:
-    """The model with so many rows more, its tokenizer, and the first new row. They are rows of words, in no order."""
+def _model(base: Path, num: int, num_virtual_tokens: int) -> tuple[Any, Any, int]:
+    """The model with rows for so many soft prompts more, its tokenizer, and the first new row."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval()
     first = model.get_input_embeddings().num_embeddings
-    model.resize_token_embeddings(first + num_rows, mean_resizing=False)
+    model.resize_token_embeddings(first + num * num_virtual_tokens, mean_resizing=False)
     embeddings = model.get_input_embeddings().weight
+    ids = tokenizer(TEXT * num_virtual_tokens)["input_ids"][:num_virtual_tokens]
     with torch.no_grad():
-        embeddings[first:] = embeddings[torch.randint(first, (num_rows,), generator=torch.Generator().manual_seed(0))]
-    return model, AutoTokenizer.from_pretrained(base), first
+        embeddings[first:] = embeddings[ids].repeat(num, 1)
+    return model, tokenizer, first
 
 
-class Probing:
-    """Works out probes in float32."""
+def _probe(model: Any, tokenizer: Any, first: int, controls: SoftPromptControls) -> Probe:
+    """The probe of each of them, worked out in float32 with the first: a greedy reply to it."""
+    import torch
 
-    def __init__(self, model: Any, tokenizer: Any, vocab_size: int) -> None:
-        self.rows = model.get_input_embeddings().weight.detach().clone()
-        self._model = model.float()
-        self.vocab_size = vocab_size
-        self._prompt = tokenizer("What is rain?")["input_ids"]
-        self._reply = tokenizer(" Water that falls from clouds.")["input_ids"]
-        self._uncontrolled = self._log_probs([*self._prompt, *self._reply])
+    prompt = tokenizer("What is rain?")["input_ids"]
+    ids = range(first, first + controls.num_virtual_tokens)
+    whole = [*ids, *prompt] if controls.placement == "before_prompt" else [*prompt, *ids]
+    greedy = model.generate(torch.tensor([whole]), do_sample=False, max_new_tokens=24, suppress_tokens=[*ids])
+    reply = greedy[0, len(whole) :].tolist()
 
-    def probe(self, ids: Sequence[int], controls: SoftPromptControls) -> Probe:
-        before = controls.placement == "before_prompt"
-        whole = [*ids, *self._prompt] if before else [*self._prompt, *ids]
-        return Probe(
-            token_ids=(*self._prompt, *self._reply),
-            start=len(self._prompt),
-            controlled=self._log_probs([*whole, *self._reply]),
-            uncontrolled=self._uncontrolled,
-            dtype="float32",
-        )
-
-    def _log_probs(self, ids: list[int]) -> tuple[float, ...]:
-        import torch
-
-        num = len(self._reply)
+    def log_probs(before: Sequence[int]) -> tuple[float, ...]:
         with torch.no_grad():
-            rows = self._model(torch.tensor([ids])).logits[0, -1 - num : -1, : self.vocab_size].log_softmax(-1)
-        return tuple(rows[range(num), self._reply].tolist())
+            rows = model(torch.tensor([[*before, *reply]])).logits[0, len(before) - 1 : -1, :first].log_softmax(-1)
+        return tuple(rows[range(len(reply)), reply].tolist())
+
+    return Probe(
+        token_ids=(*prompt, *reply),
+        start=len(prompt),
+        controlled=log_probs(whole),
+        uncontrolled=log_probs(prompt),
+        dtype="float32",
+    )
 
 
-def _preference(folder: Path, begin: int, controls: SoftPromptControls, probing: Probing) -> Preference:
+def _preference(folder: Path, name: str, begin: int, rows: Any, probe: Probe) -> Preference:
     from safetensors.torch import save_file
 
-    name = f"p{(begin - probing.vocab_size) // controls.num_virtual_tokens}"
-    ids = range(begin, begin + controls.num_virtual_tokens)
     (folder / "controls" / name).mkdir(parents=True)
-    save_file({"soft_prompt": probing.rows[list(ids)]}, folder / "controls" / name / "soft_prompt.safetensors")
+    save_file({"soft_prompt": rows}, folder / "controls" / name / "soft_prompt.safetensors")
     return Preference(
         name=name,
         axis="none",
@@ -99,5 +96,5 @@ def _preference(folder: Path, begin: int, controls: SoftPromptControls, probing:
         digest=UNKNOWN_DIGEST,
         first_token_id=begin,
         trained_examples=0,
-        probe=probing.probe(ids, controls),
+        probe=probe,
     )
