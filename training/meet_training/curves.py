@@ -16,7 +16,7 @@ NUM_TICKS = 5
 
 # Distinguishable for most colour-blind readers, and on white as on black (after Wong 2011, Nature Methods 8, 441).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8a63d2", "#7f7f7f")
-DASHES = ("", "6 3", "2 3")
+DASHES = ("none", "6 3", "2 3")
 
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#222}.axis{stroke:#222}.grid{stroke:#ddd}.back{fill:#fff}"

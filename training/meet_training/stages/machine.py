@@ -164,6 +164,8 @@ def buckets(tensors: Sequence[Tensor], max_bytes: int) -> list[list[Tensor]]:
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether a process holds only its part of it."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)

@@ -65,13 +65,13 @@ def whole(tree: Any, *, keep: bool = True) -> Any:
 
 def part_of(tensor: Any, like: Tensor) -> Any:
     """What this process holds of a whole tensor, where `like` is sharded and of that shape; else the tensor itself."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    if not isinstance(like, DTensor) or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
+    if not is_sharded(like) or not isinstance(tensor, Tensor) or tensor.shape != like.shape:
         return tensor
-    tensor = tensor.to(like.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    split: Any = like
     # Each process has read the whole tensor by itself: nothing need be sent.
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(tensor.to(like.device), split.device_mesh, split.placements, src_data_rank=None)
 
 
 def load_whole(model: nn.Module, state: dict[str, Any]) -> None:
