@@ -42,6 +42,8 @@ PLAIN = (
     "serve_plain(PlainSettings(model=Path(sys.argv[1]), name='bench', port=0, engine_args=tuple(sys.argv[2:])))"
 )
 
+LABELS = ("c0", "c1", "c2", "c3")
+
 Preferences = Sequence[Any]
 """Values of `preference`, of which request i has the i-th, and so on from the first."""
 
@@ -72,20 +74,35 @@ class Result:
         return self.figure >= self.bound if self.at_least else self.figure <= self.bound
 
 
-@dataclass(frozen=True)
 class World:
-    """What rows start servers from, and how much they measure."""
+    """What rows ask, and how much they measure. Servers are started when first asked for and shared by the rows."""
 
-    bundle: Callable[[int], Path]
-    pairs: int
-    seconds: float
+    def __init__(self, bundle: Callable[[int], Path], pairs: int, seconds: float, servers: ExitStack) -> None:
+        self.bundle, self.pairs, self.seconds = bundle, pairs, seconds
+        self._servers = servers
+        self._urls: dict[str, str] = {}
+
+    def url(self, kind: str) -> str:
+        """Of `ours`, `stock` (ours with vLLM's own kernels), `eager` or `compiled` (vLLM's app without LoRA)."""
+        if kind not in self._urls:
+            folder = self.bundle(4)
+            context = {
+                "ours": lambda: server(OURS, folder),
+                "stock": lambda: server(OURS, folder, "--max-loras=4", MEET_STOCK_LORA_KERNELS="1"),
+                "eager": lambda: server(PLAIN, folder / "model"),
+                "compiled": lambda: server(PLAIN, folder / "model", "--no-enforce-eager"),
+            }[kind]
+            self._urls[kind] = self._servers.enter_context(context())
+        return self._urls[kind]
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows; all by default")
     parser.add_argument("--model", type=Path, help="folder of the model; SmolLM2-135M by default")
+    parser.add_argument("--keep", type=Path, help="folder for the bundles that are made; those there are used again")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--pairs", type=int, default=11, help="measurements of each side")
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement: no bound is checked")
     options = parser.parse_args(arguments)
     results: list[Result] = []
@@ -93,14 +110,16 @@ def main(arguments: Sequence[str]) -> int:
         model = options.model or smollm2()
 
         def bundle(num_controls: int) -> Path:
-            folder = Path(scratch) / f"bundle-{num_controls}"
+            folder = (options.keep or Path(scratch)) / f"bundle-{num_controls}"
             return folder if folder.exists() else make_lora_bundle(model, folder, num_controls)
 
-        world = World(bundle, *((3, 1.0) if options.quick else (11, 4.0)))
-        for name in options.rows:
-            for result in ROWS[name](world):
-                print(line(result), flush=True)
-                results.append(result)
+        with ExitStack() as servers:
+            pairs, seconds = (3, 1.0) if options.quick else (options.pairs, 4.0)
+            world = World(bundle, pairs, seconds, servers)
+            for name in options.rows:
+                for result in ROWS[name](world):
+                    print(line(result), flush=True)
+                    results.append(result)
     if options.json:
         rows = [asdict(result) | {"holds": result.holds} for result in results]
         options.json.write_text(json.dumps({**machine(), "rows": rows}, indent=2) + "\n")
@@ -109,39 +128,26 @@ def main(arguments: Sequence[str]) -> int:
 
 def idle(world: World) -> Iterator[Result]:
     """An engine that could apply adapters, and is not asked to, against one that could not."""
-    bundle = world.bundle(4)
-    with server(OURS, bundle) as ours, server(PLAIN, bundle / "model") as plain:
-        for concurrent in (1, 8, 32):
-            yield rates(
-                world, f"uncontrolled, LoRA on / off, {concurrent} at once", concurrent, 0.95, Side(ours), Side(plain)
-            )
+    ours, plain = Side(world.url("ours")), Side(world.url("eager"))
+    for concurrent in (1, 32):
+        yield rates(world, f"uncontrolled, LoRA on / off, {concurrent} at once", concurrent, 0.95, ours, plain)
 
 
 def stock(world: World) -> Iterator[Result]:
     """Adapters by our products against vLLM's own kernels."""
-    bundle = world.bundle(4)
-    with server(OURS, bundle) as ours, server(OURS, bundle, "--max-loras=4", MEET_STOCK_LORA_KERNELS="1") as other:
-        for num in (1, 4):
-            labels = [f"c{index}" for index in range(num)]
-            name = f"LoRA, {num} controls, 32 at once / stock kernels"
-            yield rates(world, name, 32, 2.0, Side(ours, labels), Side(other, labels))
+    for num in (1, 4):
+        ours, other = (Side(world.url(kind), LABELS[:num]) for kind in ("ours", "stock"))
+        yield rates(world, f"LoRA, {num} of 4 controls, 32 at once / stock kernels", 32, 2.0, ours, other)
 
 
 def uncontrolled(world: World) -> Iterator[Result]:
     """Adapters against an engine without any, at its faster of compiled and eager."""
-    bundle = world.bundle(4)
-    labels = [f"c{index}" for index in range(4)]
-    with ExitStack() as stack:
-        ours = stack.enter_context(server(OURS, bundle))
-        eager = stack.enter_context(server(PLAIN, bundle / "model"))
-        compiled = stack.enter_context(server(PLAIN, bundle / "model", "--no-enforce-eager"))
-        for _ in range(2):
-            speeds = {url: rate(Side(url), 32, 64) for url in (eager, compiled)}
-        faster = max(speeds, key=lambda url: speeds[url])
-        kind = "eager" if faster == eager else "compiled"
-        for num in (1, 4):
-            name = f"LoRA, {num} controls, 32 at once / uncontrolled engine, {kind}"
-            yield rates(world, name, 32, 0.75, Side(ours, labels[:num]), Side(faster))
+    for _ in range(2):
+        speeds = {kind: rate(Side(world.url(kind)), 32, 64) for kind in ("eager", "compiled")}
+    kind = max(speeds, key=lambda kind: speeds[kind])
+    for num in (1, 4):
+        name = f"LoRA, {num} of 4 controls, 32 at once / uncontrolled engine, {kind}"
+        yield rates(world, name, 32, 0.75, Side(world.url("ours"), LABELS[:num]), Side(world.url(kind)))
 
 
 def mixes(world: World) -> Iterator[Result]:
@@ -149,37 +155,33 @@ def mixes(world: World) -> Iterator[Result]:
     different = [
         {"c0": 0.1 + (n % 4) / 4, "c1": (n // 4 % 4) / 4 - 0.4, "c2": n / 64, "c3": 1 - n / 128} for n in range(64)
     ]
-    with server(OURS, world.bundle(4)) as ours:
-        yield rates(
-            world, "64 different mixes / one adapter, 64 at once", 64, 0.9, Side(ours, different), Side(ours, ["c0"])
-        )
+    ours, other = Side(world.url("ours"), different), Side(world.url("ours"), LABELS[:1])
+    yield rates(world, "64 different mixes / one adapter, 64 at once", 64, 0.9, ours, other)
 
 
 def new_mix(world: World) -> Iterator[Result]:
     """Time to the first token of a mix that was never asked for, beyond that of one that was."""
-    num = 40 if world.pairs < 11 else 200
-    with server(OURS, world.bundle(4)) as ours:
-        times: list[tuple[float, float]] = []
-        for index in range(-10, num):
-            new = {f"c{part}": 0.5 + (index + 10) / 1000 * (1 + part) for part in range(1 + index % 4)}
-            resident = {f"c{part}": 0.25 for part in range(1 + index % 4)}
-            pair = [first_token_ms(ours, each) for each in ((resident, new) if index % 2 else (new, resident))]
-            if index >= 0:
-                times.append((pair[1], pair[0]) if index % 2 else (pair[0], pair[1]))
-        extra = sorted(new - resident for new, resident in times)
-        p95 = extra[int(0.95 * len(extra))]
-        ours_ms, other_ms = (statistics.median(each) for each in zip(*times, strict=True))
-        name = "first request of a new mix, extra time to first token, p95"
-        yield Result(
-            name, round(p95, 2), 20, False, round(ours_ms, 2), round(other_ms, 2), "ms", [round(e, 2) for e in extra]
-        )
+    url, times = world.url("ours"), []
+    for index in range(-10, 20 * world.pairs):
+        parts = range(1 + index % 4)
+        # With one strength more every four requests, and one control more each, none comes twice.
+        new = {f"c{part}": round(0.3 + (index // 4 + 3) / 100 + part / 4, 2) for part in parts}
+        resident = {f"c{part}": 0.25 for part in parts}
+        order = (resident, new) if index % 2 else (new, resident)
+        taken = [first_token_ms(url, each) for each in order]
+        if index >= 0:
+            times.append(tuple(taken[::-1] if index % 2 else taken))
+    extra = sorted(round(new - resident, 2) for new, resident in times)
+    new_ms, resident_ms = (round(statistics.median(each), 2) for each in zip(*times, strict=True))
+    name = "first request of a new mix, extra time to first token, p95"
+    yield Result(name, extra[int(0.95 * len(extra))], 20, False, new_ms, resident_ms, "ms", extra)
 
 
 def start_up(world: World) -> Iterator[Result]:
     """From the command to being ready, with eight controls and with none."""
     bundle = world.bundle(8)
     ours, other = [], []
-    for index in range(3 if world.pairs >= 11 else 1):
+    for index in range(3 if world.pairs > 3 else 1):
         for code, folder, times in ((OURS, bundle, ours), (PLAIN, bundle / "model", other))[:: 1 if index % 2 else -1]:
             start = time.perf_counter()
             with server(code, folder):
@@ -268,10 +270,11 @@ def _body(content: str, num_tokens: int) -> dict[str, Any]:
 @contextmanager
 def server(code: str, folder: Path, *engine_args: str, **environment: str) -> Iterator[str]:
     """A server in a process of its own, from its start to its end. Its address, once it is ready."""
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder), *engine_args],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=log,
         text=True,
         env=os.environ | environment,
     )
@@ -281,10 +284,13 @@ def server(code: str, folder: Path, *engine_args: str, **environment: str) -> It
             if said.startswith("ready: "):
                 yield said.split()[1]
                 return
-        raise RuntimeError(f"the server of {folder} ended before it was ready, with status {process.wait()}")
+        process.wait()
+        log.seek(0)
+        raise RuntimeError(f"the server of {folder} ended before it was ready: ...{log.read()[-2000:]}")
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+        log.close()
 
 
 def smollm2() -> Path:

@@ -1,4 +1,8 @@
-"""A bundle of random LoRA controls on a real model: as costly to serve as trained ones, and made in seconds."""
+"""A bundle of random LoRA controls on a real model: as costly to serve as trained ones, and made in seconds.
+
+They are weak, so that in bfloat16 they pass the proof of what is served, which random noise of a trained control's size
+would not.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +70,7 @@ def _preference(
                 )
                 parameter.copy_(value)
             elif "lora_B" in key:
-                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.02)
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 5e-4)
     model.save_pretrained(folder / "controls" / name)
     (folder / "controls" / name / "README.md").unlink(missing_ok=True)
     return Preference(

@@ -211,9 +211,10 @@ def test_header() -> None:
     app = Wrapped()
     app.post({"model": "tiny"}, headers=(("X-Meet-Preference", "formal"),))
     assert app.control == "formal"
-    # Two lines of one header are one list: here a mix, which cannot be served yet.
-    two = (("X-Meet-Preference", "formal"), ("x-meet-preference", "concise"))
-    assert app.post({"model": "tiny"}, headers=two).error["code"] == "unsupported_mix"
+    # Two lines of one header are one list.
+    two = (("X-Meet-Preference", "formal=0.5"), ("x-meet-preference", "concise"))
+    reply = app.post({"model": "tiny"}, headers=two)
+    assert reply.headers["x-meet-preference"].startswith("concise=1,formal=0.5; version=")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,6 @@ def test_places_that_disagree() -> None:
         ({"concise": "much"}, "invalid_preference"),
         ("angry", "unknown_preference"),
         ({"formal": 9}, "strength_out_of_range"),
-        (["concise", "formal"], "unsupported_mix"),
     ],
 )
 def test_refusals(value: object, code: str) -> None:
