@@ -4,7 +4,7 @@ open_bundle(path) -> Bundle        checks format version and digests, says exact
 writing_bundle(path) -> folder     a temporary folder that becomes the bundle in one rename
 """
 
-from meet_bundle.bundle import Bundle, open_bundle, seal, writing_bundle
+from meet_bundle.bundle import Bundle, open_bundle, recalibrated, seal, writing_bundle
 from meet_bundle.errors import BundleAltered, BundleError, MeetError
 from meet_bundle.manifest import (
     FORMAT_VERSION,
@@ -33,6 +33,7 @@ __all__ = [
     "Probe",
     "SoftPromptControls",
     "open_bundle",
+    "recalibrated",
     "seal",
     "writing_bundle",
 ]

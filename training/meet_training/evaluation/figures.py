@@ -9,7 +9,6 @@ that cannot be told apart, whatever the number of ties.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -103,11 +102,6 @@ def same_share(texts: Sequence[str], others: Sequence[str]) -> Share:
     """
     num_same = sum(text == other for text, other in zip(texts, others, strict=True))
     return share_of(num_same, len(texts))
-
-
-def median(values: Sequence[float]) -> float:
-    """The median, in the unit of the values. Raises statistics.StatisticsError where there are none."""
-    return statistics.median(values)
 
 
 def median_index(values: Sequence[float]) -> int:

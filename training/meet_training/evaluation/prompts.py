@@ -28,7 +28,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
 
     Other fields of a row are let be. Raises TrainingError naming file, line and field.
     """
-    prompts = [_prompt(row) for row in islice(read_rows(path), limit)]
+    prompts = [prompt_of(row) for row in islice(read_rows(path), limit)]
     if not prompts:
         raise TrainingError(f"{path} holds no prompts")
     return prompts
@@ -40,7 +40,8 @@ def with_instruction(prompt: Prompt, instruction: str) -> Prompt:
     return (*before, last._replace(content=instructed(last.content, instruction)))
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_of(row: Row) -> Prompt:
+    """The prompt of a row, from `prompt` or `messages`. Raises TrainingError naming file, line and field."""
     if ("prompt" in row.fields) == ("messages" in row.fields):
         found = ", ".join(sorted(row.fields)) or "nothing"
         raise TrainingError(
