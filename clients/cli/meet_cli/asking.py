@@ -102,8 +102,6 @@ class Asking:
     def _given_by_base(self) -> list[GivenReply]:
         from meet_training.evaluation.answers import Answers
 
-        if not self.plan.measures("side_effects"):
-            return []
         return Answers(self.plan, self.replies, self.scores).neutral_under_base()
 
     @contextmanager

@@ -54,13 +54,13 @@ class Answers:
         return pairs
 
     def neutral(self) -> list[tuple[Prompt, str]]:
-        """The replies for perplexity: those of the file, else the base model's own to the prompts."""
+        """The replies for perplexity: those of the file, else the base model's own; none where it is not measured."""
         plan = self.plan
-        if self.no_rival is not None or plan.subject.base_identity is None:
+        if self.no_rival is not None or plan.subject.base_identity is None or not plan.measures("side_effects"):
             return []
         if plan.neutral is not None:
             return list(plan.neutral)
-        return neutral_replies(plan.prompts, self.of_rival([plan.subject.unchanged(each) for each in plan.prompts]))
+        return neutral_replies(plan.few, self.of_rival([plan.subject.unchanged(prompt) for prompt in plan.few]))
 
     def to_score(self) -> list[GivenReply]:
         """All that the model that is evaluated is to score."""
@@ -70,9 +70,7 @@ class Answers:
             pairs = self.pairs()
             for tested in plan.subject.preferences:
                 given += [each for row in scored_pairs(plan.subject, tested, pairs) for each in row]
-        if plan.measures("side_effects"):
-            given += self.neutral_under_subject()
-        return given
+        return given + self.neutral_under_subject()
 
     def neutral_under_subject(self) -> list[GivenReply]:
         """The neutral replies as the model that is evaluated scores them: without a control."""

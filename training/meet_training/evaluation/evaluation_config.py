@@ -108,7 +108,9 @@ class EvaluationConfig(_Section):
         default=("leakage", "side_effects"), description="what is measured besides whether each preference holds"
     )
     few: int = Field(
-        default=40, ge=1, description="prompts of the figures that cost most: strength, mixes, log_odds, length"
+        default=40,
+        ge=1,
+        description="prompts of what costs most: strength, mixes, log_odds, length, and parity with the base",
     )
     leakage: tuple[str, ...] = Field(
         default=("mean_word_length", "casual_marks"),

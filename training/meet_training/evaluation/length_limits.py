@@ -1,8 +1,8 @@
-"""Are asked-for lengths kept? The violation rate of LIFT (Yuan et al. 2024, arXiv 2406.17744, section 4). Pure.
+"""Are asked-for lengths kept? The violation rate of LIFT (Yuan et al. 2024, arXiv 2406.17744). Pure.
 
 A prompt asks for at most so many words; a reply that has more violates it. Each control of a length axis is asked
 with the same limits as the model without a control and the plain base model, so that a table shows whether a control
-helps to keep them.
+helps to keep them. The sentence that asks is our own, at the end of the prompt, as every instruction of an evaluation.
 """
 
 from __future__ import annotations

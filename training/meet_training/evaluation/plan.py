@@ -101,7 +101,7 @@ class Plan:
         if subject.base_identity is None:  # what else a rival does is what the model without a control does
             return prompted
         if self.measures("side_effects"):
-            prompted += map(subject.unchanged, self.prompts)
+            prompted += map(subject.unchanged, self.few)
         if self.measures("length"):
             prompted += [question for words in self.config.max_words for question in self.limited_rival(words)]
         return prompted

@@ -161,13 +161,13 @@ def _side_effects(replies: Replies, similarity: Similarity) -> list[SideEffects]
 
 def _parity(answers: Answers, replies: Replies, similarity: Similarity) -> Parity:
     plan = answers.plan
-    base = answers.of_rival([plan.subject.unchanged(prompt) for prompt in plan.prompts])
+    base = answers.of_rival([plan.subject.unchanged(prompt) for prompt in plan.few])
     under_subject, under_base = answers.neutral_under_subject(), answers.neutral_under_base()
     scores = (
         [answers.score(given, plan.subject.identity) for given in under_subject],
         [answers.score(given, plan.subject.rival_identity) for given in under_base],
     )
-    return parity(replies.uncontrolled, base, similarity, scores if under_subject else None)
+    return parity(replies.uncontrolled[: len(base)], base, similarity, scores if under_subject else None)
 
 
 def _lengths(answers: Answers) -> list[LengthViolations]:
