@@ -274,6 +274,24 @@ class TestFigures:
         data = self.evaluated(meet, bundle, prompts, "--figures", "none")
         assert data["preferences"][0]["median_controlled"] == 2
 
+    def test_a_judge_is_asked_for_every_pair_in_both_orders(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, server: Any, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "evaluation.yaml"
+        config.write_text(
+            "figures: [judge]\n"
+            f"judge: {{url: '{server.url}/v1', model: wise}}\n"
+            "axes: {length: {attribute: words, higher: detailed, question: 'Which reply is longer?'}}\n"
+        )
+        data = self.evaluated(meet, bundle, prompts, "--config", str(config))
+        # Both preferences ask about the same pairs, in both orders.
+        assert len(server.bodies) == 5 * 2
+        assert {body["model"] for body in server.bodies} == {"wise"}
+        assert not any("repetition_penalty" in body for body in server.bodies)
+        # The fake says "word word word word": no letter, so it decides nothing.
+        assert [each["no_answer"]["share"] for each in data["judge"]] == [1, 1]
+        assert [each["prefers_own"]["share"] for each in data["judge"]] == [0, 0]
+
     def test_the_page_is_whole_and_says_first_whether_each_holds(
         self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, tmp_path: Path
     ) -> None:

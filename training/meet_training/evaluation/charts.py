@@ -1,6 +1,6 @@
 """Pictures of figures as inline SVG: no script, no file, colours from the page. Pure: numbers in, markup out.
 
-Each picture has a text that says what it shows; the numbers themselves stand in a table beside it.
+The numbers themselves stand in a table beside each picture.
 """
 
 from __future__ import annotations
@@ -21,21 +21,24 @@ class Line:
     mark: float
 
 
-def interval(low: float, value: float, high: float, text: str) -> str:
-    """A share with its interval on a rule from 0 to 1."""
+def interval(low: float, value: float, high: float) -> str:
+    """A share with its interval on a rule from 0 to 1; the numbers stand beside it."""
     return (
-        f'<svg class="interval" viewBox="0 0 120 16" width="120" height="16" role="img" aria-label="{escape(text)}">'
+        '<svg class="interval" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true">'
         '<line class="rule" x1="4" x2="116" y1="8" y2="8"/>'
         f'<line class="span" x1="{_across(low)}" x2="{_across(high)}" y1="8" y2="8"/>'
         f'<circle class="dot" cx="{_across(value)}" cy="8" r="4"/></svg>'
     )
 
 
-def shift(value: float, kind: str, text: str) -> str:
-    """A bar from the middle, -1 to the left and 1 to the right; `kind` is its class: asked, leak or still."""
+def shift(value: float, kind: str) -> str:
+    """A bar from the middle, -1 to the left and 1 to the right; `kind` is its class: asked, leak or still.
+
+    The number stands beside it.
+    """
     start, length = 60 + 56 * min(value, 0.0), 56 * abs(value)
     return (
-        f'<svg class="shift" viewBox="0 0 120 16" width="120" height="16" role="img" aria-label="{escape(text)}">'
+        '<svg class="shift" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true">'
         f'<rect class="{escape(kind)}" x="{start:.1f}" y="3" width="{length:.1f}" height="10"/>'
         '<line class="rule" x1="60" x2="60" y1="0" y2="16"/></svg>'
     )
@@ -87,6 +90,7 @@ def _drawn(line: Line, kind: str, across: _Scale, up: _Scale) -> list[str]:
     bottoms = [f"{across.of(x):.1f},{up.of(low):.1f}" for x, _, low, _ in reversed(line.points)]
     middle = [(x, across.of(x), up.of(y)) for x, y, _, _ in line.points]
     _, last_x, last_y = middle[-1]
+    name_y = max(last_y - 9, 12.0)
     return [
         f'<polygon class="band {kind}" points="{" ".join([*tops, *bottoms])}"/>',
         f'<polyline class="curve {kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for _, x, y in middle)}"/>',
@@ -94,7 +98,7 @@ def _drawn(line: Line, kind: str, across: _Scale, up: _Scale) -> list[str]:
             f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{6 if at == line.mark else 3}"/>'
             for at, x, y in middle
         ),
-        f'<text class="{kind}" x="{last_x:.1f}" y="{last_y - 9:.1f}" text-anchor="end">{escape(line.name)}</text>',
+        f'<text class="{kind}" x="{last_x:.1f}" y="{name_y:.1f}" text-anchor="end">{escape(line.name)}</text>',
     ]
 
 

@@ -88,6 +88,7 @@ def curves(found: list[dict[str, Any]]) -> str:
             f"<figure>{drawn}<figcaption>{escape(text)}. The large point is recommended.</figcaption></figure>"
         )
     parts.append("</div>")
+    strengths = sorted({point["strength"] for curve in found for point in curve["points"]})
     rows = [
         [
             escape(curve["preference"]),
@@ -95,19 +96,14 @@ def curves(found: list[dict[str, Any]]) -> str:
             estimate(curve["rank_correlation"]),
             "yes" if curve["monotone"] else "no",
             f"{curve['recommended']:g}",
-            *(
-                f"{point['strength']:g}: {point['median']['value']:.4g}; holds {share(point['holds'])}; "
-                f"broken {100 * point['broken']['share']:.0f}%"
-                for point in curve["points"]
-            ),
+            *(_at(curve, strength) for strength in strengths),
         ]
         for curve in found
     ]
-    num_points = max(len(curve["points"]) for curve in found)
-    headings = ["control", "attribute", "rank correlation", "monotone", "recommended", *[""] * num_points]
-    return section(
-        "Strength", *parts, table("Strength: median, share that holds, share of broken replies", headings, rows)
-    )
+    headings = ["control", "attribute", "rank correlation", "monotone", "recommended"]
+    headings += [f"at {strength:g}" for strength in strengths]
+    caption = "Strength: median, share that holds, share of replies that are cut off or repeat themselves"
+    return section("Strength", *parts, table(caption, headings, rows))
 
 
 def leakage(cells: list[dict[str, Any]]) -> str:
@@ -201,7 +197,7 @@ def judged(found: list[dict[str, Any]]) -> str:
 def _pictured(value: dict[str, Any] | None) -> str:
     if value is None:
         return "-"
-    return f"{charts.interval(value['low'], value['share'], value['high'], share(value))}{share(value)}"
+    return f"{charts.interval(value['low'], value['share'], value['high'])}{share(value)}"
 
 
 def _median(value: dict[str, Any] | None) -> str:
@@ -212,7 +208,7 @@ def _cell(cell: dict[str, Any]) -> str:
     value, difference = cell["more"]["advantage"]["value"], cell["difference"]["value"]
     kind = "asked" if cell["asked"] else "leak" if cell["leaks"] else "still"
     text = f"{value:+.2f}{'*' if cell['leaks'] else ''}"
-    return f"{charts.shift(value, kind, f'shift {text}')}{text}<br>{difference:+.3g}"
+    return f"{charts.shift(value, kind)}{text}<br>{difference:+.3g}"
 
 
 def _line(curve: dict[str, Any]) -> charts.Line:
@@ -221,3 +217,11 @@ def _line(curve: dict[str, Any]) -> charts.Line:
         for point in curve["points"]
     ]
     return charts.Line(curve["preference"], points, curve["recommended"])
+
+
+def _at(curve: dict[str, Any], strength: float) -> str:
+    for point in curve["points"]:
+        if point["strength"] == strength:
+            median, broken = point["median"]["value"], 100 * point["broken"]["share"]
+            return f"{median:.4g}<br>holds {share(point['holds'])}<br>broken {broken:.0f}%"
+    return "-"
