@@ -14,12 +14,14 @@ from meet_bundle import (
     BaseModelSource,
     BundleAltered,
     BundleError,
+    Calibration,
     LoraControls,
     Manifest,
     Preference,
     Probe,
     SoftPromptControls,
     open_bundle,
+    recalibrated,
     seal,
     writing_bundle,
 )
@@ -228,3 +230,22 @@ def test_virtual_tokens_are_runs_that_do_not_overlap() -> None:
         soft_prompts(100, 103)
     with pytest.raises(ValidationError, match="first_token_id of detailed is missing"):
         soft_prompts(100, None)
+
+
+def test_a_calibration_changes_the_manifest_alone(tmp_path: Path) -> None:
+    with writing_bundle(tmp_path / "bundle") as folder:
+        fill(folder)
+        seal(folder, manifest())
+    bundle = open_bundle(tmp_path / "bundle")
+    calibration = Calibration(attribute="words", strengths=(0, 1), medians=(90, 30), recommended=0.8)
+    returned = recalibrated(bundle, {"concise": calibration})
+    opened = open_bundle(tmp_path / "bundle")  # whole, by every digest
+    assert opened.manifest == returned.manifest
+    assert opened.manifest.preference("concise").calibration == calibration
+    assert opened.manifest.preference("detailed").calibration is None
+    assert opened.manifest.files == bundle.manifest.files
+    assert opened.manifest.digest != bundle.manifest.digest
+    before = (tmp_path / "bundle" / "meet.json").read_bytes()
+    with pytest.raises(KeyError, match="none"):
+        recalibrated(opened, {"concise": calibration, "none": calibration})
+    assert (tmp_path / "bundle" / "meet.json").read_bytes() == before

@@ -309,6 +309,11 @@ class TestFigures:
         for heading in ("Does it hold", "Strength", "What else moves", "Without sampling", "Side effects"):
             assert f">{heading}</h2>" in page
         assert page.count("<svg") > 3
+        assert "prefers-color-scheme: dark" in page
+        assert page.count("<table>") == page.count("<caption>") == page.count('tabindex="0" role="region"')
+        assert page.count("<th") == page.count("<thead") + page.count('<th scope="')
+        # Leakage of a control is said at once: the fake's words are all alike, so there is none but words itself.
+        assert " too." not in page
         assert "concise, worst (by 8 words): Why 0?" in page
 
     @pytest.mark.parametrize(

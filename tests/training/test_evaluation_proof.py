@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +223,11 @@ class TestMixes:
         both = mixed(short, listed, 0.5)
         assert (both.preferences, both.against, both.strength) == (("concise", "bulleted"), ("detailed", "prose"), 0.5)
         assert (both.both.share, both.first.share, both.second.share) == (0.5, 0.75, 0.75)
+        assert both.prompted_both is None
+        never = replace(short, values=[9, 9, 9, 9])
+        prompted = mixed(short, listed, 0.5, (never, listed)).prompted_both
+        assert prompted is not None
+        assert prompted.share == 0
 
 
 class TestLogOdds:

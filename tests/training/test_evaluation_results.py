@@ -119,6 +119,8 @@ class TestAFullEvaluation:
             (("concise", "bulleted"), 1), (("concise", "prose"), 1),
             (("detailed", "bulleted"), 1), (("detailed", "prose"), 1),
         ]  # fmt: skip
+        # The rule heeds both instructions too, so the prompted model has both, beside its own opposites.
+        assert [mix.prompted_both.share for mix in found.mixes if mix.prompted_both] == [1, 1, 1, 1]
         assert found.calibrations["detailed"].recommended == 1.0
 
     def test_log_odds_are_of_the_prompted_models_replies(self, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 A prompt asks for at most so many words; a reply that has more violates it. Each control of a length axis is asked
 with the same limits as the model without a control and the plain base model, so that a table shows whether a control
-helps to keep them. The sentence that asks is our own, at the end of the prompt, as every instruction of an evaluation.
+helps to keep them. Unlike the paper, which takes each prompt's limit from the replies of three models, limits are the
+configuration's, and the sentence that asks is our own, at the end of the prompt as every instruction here.
 """
 
 from __future__ import annotations

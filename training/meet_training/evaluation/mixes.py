@@ -28,7 +28,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """How often a mix of two preferences has both properties, and each alone. `against` is in their order."""
+    """How often a mix of two preferences has both properties, and each alone. `against` is in their order.
+
+    `prompted_both` is the same of the model that is prompted with both instructions, beside its own replies to those of
+    the opposites; None where it was not asked.
+    """
 
     preferences: tuple[str, str]
     against: tuple[str, str]
@@ -36,17 +40,25 @@ class Mixed:
     both: Share
     first: Share
     second: Share
+    prompted_both: Share | None = None
 
 
-def mixed(first: Side, second: Side, strength: float) -> Mixed:
-    """The figures of one mix, each preference at `strength`. Raises ValueError where the prompts differ in number."""
+def mixed(first: Side, second: Side, strength: float, prompted: tuple[Side, Side] | None = None) -> Mixed:
+    """The figures of one mix, each preference at `strength`; `prompted` are the same sides of the prompted model.
+
+    Raises ValueError where the prompts differ in number.
+    """
     one, two = first.held(), second.held()
-    both = sum(a and b for a, b in zip(one, two, strict=True))
     return Mixed(
         (first.preference, second.preference),
         (first.against, second.against),
         strength,
-        share_of(both, len(one)),
+        _both(one, two),
         share_of(sum(one), len(one)),
         share_of(sum(two), len(two)),
+        None if prompted is None else _both(prompted[0].held(), prompted[1].held()),
     )
+
+
+def _both(one: Sequence[bool], two: Sequence[bool]) -> Share:
+    return share_of(sum(a and b for a, b in zip(one, two, strict=True)), len(one))

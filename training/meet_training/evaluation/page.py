@@ -50,7 +50,7 @@ def page(data: dict[str, Any]) -> str:
 def _verdicts(data: dict[str, Any]) -> str:
     items = "\n".join(
         f'<li class="{"good" if each["verdict"] == Verdict.HOLDS else "bad"}">{escape(each["sentence"])}'
-        f'<br><span class="soft">{escape(_beside(each))}</span></li>'
+        f'<br><span class="soft">{escape(_beside(each, data["leakage"]))}</span></li>'
         for each in data["preferences"]
     )
     lines = [f'<ul class="verdicts">\n{items}\n</ul>']
@@ -64,11 +64,13 @@ def _verdicts(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _beside(preference: dict[str, Any]) -> str:
+def _beside(preference: dict[str, Any], leakage: list[dict[str, Any]]) -> str:
     prompted = preference["prompted_holds_vs_opposite"]
     told = [] if prompted is None else [f"A plainly prompted model does on {figures.share(prompted)}."]
-    moved = preference["holds_vs_uncontrolled"]
-    told.append(f"It is on the asked side of no control on {figures.share(moved)}.")
+    told.append(f"It is on the asked side of no control on {figures.share(preference['holds_vs_uncontrolled'])}.")
+    leaks = [cell["attribute"] for cell in leakage if cell["leaks"] and cell["preference"] == preference["preference"]]
+    if leaks:
+        told.append(f"It moves {', '.join(leaks)} too.")
     return " ".join([*told, _TESTED_BY[preference["tested_by"]]])
 
 

@@ -124,12 +124,13 @@ def mixes(found: list[dict[str, Any]]) -> str:
     rows = [
         [
             escape(" + ".join(f"{name}={mix['strength']:g}" for name in mix["preferences"])),
-            *(_pictured(mix[which]) for which in ("both", "first", "second")),
+            *(_pictured(mix[which]) for which in ("both", "prompted_both", "first", "second")),
         ]
         for mix in found
     ]
     caption = "Share of prompts on the asked side of each preference's opposite, with one reply"
-    return section("Mixes", table(caption, ["mix", "both at once", "first", "second"], rows)) if rows else ""
+    headings = ["mix", "both at once", "prompted model, both", "first", "second"]
+    return section("Mixes", table(caption, headings, rows)) if rows else ""
 
 
 def log_odds(found: list[dict[str, Any]]) -> str:

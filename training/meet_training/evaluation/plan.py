@@ -73,6 +73,12 @@ class Plan:
         strength = self.config.mix_strength
         return Question(prompt, {FIELD: {one.name: strength, other.name: strength}})
 
+    def prompted_mix(self, one: Tested, other: Tested, prompt: Prompt) -> Question | None:
+        """What the rival is asked for it, both instructions in turn; None where there is not one of each."""
+        if one.instruction is None or other.instruction is None or None in (one.opposite, other.opposite):
+            return None
+        return self.subject.unchanged(with_instruction(with_instruction(prompt, one.instruction), other.instruction))
+
     def limited(self, tested: Tested | None, max_words: int, prompt: Prompt) -> Question:
         """A prompt that asks for so many words at most, under a control or none."""
         asked = with_instruction(prompt, TEMPLATE.format(max_words=max_words))
@@ -98,6 +104,9 @@ class Plan:
             for prompt in self.prompts
             if (question := subject.prompted(tested, prompt)) is not None
         ]
+        if self.measures("mixes"):
+            asked = [self.prompted_mix(one, other, prompt) for prompt in self.few for one, other in self.mixes()]
+            prompted += [question for question in asked if question is not None]
         if subject.base_identity is None:  # what else a rival does is what the model without a control does
             return prompted
         if self.measures("side_effects"):

@@ -156,11 +156,11 @@ def _curves(results: Results) -> Table:
 
 def _mixes(results: Results) -> Table:
     table = Table("mix", title="Mixes: both properties at once")
-    for heading in ("both", "first", "second"):
+    for heading in ("both", "prompted both", "first", "second"):
         table.add_column(heading, justify="right")
     for mix in results.mixes:
         name = " + ".join(f"{preference}={mix.strength:g}" for preference in mix.preferences)
-        table.add_row(name, _share(mix.both), _share(mix.first), _share(mix.second))
+        table.add_row(name, _share(mix.both), _share(mix.prompted_both), _share(mix.first), _share(mix.second))
     return table
 
 

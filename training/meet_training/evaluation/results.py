@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meet_bundle import Calibration
@@ -117,25 +118,34 @@ def _at(answers: Answers, tested: Tested, strength: float) -> list[Reply]:
 
 def _mixes(answers: Answers, replies: Replies) -> list[Mixed]:
     plan = answers.plan
-    few = len(plan.few)
     found = []
     for one, other in plan.mixes():
         given = answers.of([plan.mixed(one, other, prompt) for prompt in plan.few])
-        sides = []
-        for tested in (one, other):
-            axis = plan.config.axes[tested.axis]
-            against = replies.controlled[tested.opposite] if tested.opposite else replies.uncontrolled
-            sides.append(
-                Side(
-                    tested.name,
-                    tested.opposite or NO_CONTROL,
-                    measured(axis.attribute, given),
-                    measured(axis.attribute, against[:few]),
-                    tested.name == axis.higher,
-                )
-            )
-        found.append(mixed(sides[0], sides[1], plan.config.mix_strength))
+        asked = [plan.prompted_mix(one, other, prompt) for prompt in plan.few]
+        questions = [question for question in asked if question is not None]
+        prompted = None
+        if answers.no_rival is None and questions:
+            prompted = _sides(plan, (one, other), answers.of_rival(questions), replies.prompted, replies.uncontrolled)
+        first, second = _sides(plan, (one, other), given, replies.controlled, replies.uncontrolled)
+        found.append(mixed(first, second, plan.config.mix_strength, prompted))
     return found
+
+
+def _sides(
+    plan: Plan,
+    pair: tuple[Tested, Tested],
+    given: Sequence[Reply],
+    by_preference: Mapping[str, Sequence[Reply]],
+    uncontrolled: Sequence[Reply],
+) -> tuple[Side, Side]:
+    def side(tested: Tested) -> Side:
+        axis = plan.config.axes[tested.axis]
+        against = by_preference[tested.opposite] if tested.opposite else uncontrolled
+        others = measured(axis.attribute, against[: len(given)])
+        own = measured(axis.attribute, given)
+        return Side(tested.name, tested.opposite or NO_CONTROL, own, others, tested.name == axis.higher)
+
+    return side(pair[0]), side(pair[1])
 
 
 def _log_odds(answers: Answers) -> list[LogOdds]:
