@@ -14,6 +14,7 @@ from meet_bundle import (
     BaseModelSource,
     BundleAltered,
     BundleError,
+    Calibration,
     LoraControls,
     Manifest,
     Preference,
@@ -21,6 +22,7 @@ from meet_bundle import (
     SoftPromptControls,
     clean_up,
     open_bundle,
+    recalibrated,
     seal,
     writing_bundle,
 )
@@ -256,3 +258,22 @@ def test_a_bundle_that_a_killed_writer_had_moved_away_comes_back(bundle_folder: 
     clean_up(bundle_folder)
     open_bundle(bundle_folder)
     assert not aside.exists()
+
+
+def test_a_calibration_changes_the_manifest_alone(tmp_path: Path) -> None:
+    with writing_bundle(tmp_path / "bundle") as folder:
+        fill(folder)
+        seal(folder, manifest())
+    bundle = open_bundle(tmp_path / "bundle")
+    calibration = Calibration(attribute="words", strengths=(0, 1), medians=(90, 30), recommended=0.8)
+    returned = recalibrated(bundle, {"concise": calibration})
+    opened = open_bundle(tmp_path / "bundle")  # whole, by every digest
+    assert opened.manifest == returned.manifest
+    assert opened.manifest.preference("concise").calibration == calibration
+    assert opened.manifest.preference("detailed").calibration is None
+    assert opened.manifest.files == bundle.manifest.files
+    assert opened.manifest.digest != bundle.manifest.digest
+    before = (tmp_path / "bundle" / "meet.json").read_bytes()
+    with pytest.raises(KeyError, match="none"):
+        recalibrated(opened, {"concise": calibration, "none": calibration})
+    assert (tmp_path / "bundle" / "meet.json").read_bytes() == before

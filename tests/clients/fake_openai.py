@@ -1,7 +1,9 @@
 """A stand-in for a MEET server and for a plain one, on the standard library: `python fake_openai.py PORT`.
 
 Its replies are made from what was asked, so that tests can say what they must be: one word for `concise` or a
-message that ends with "Be short.", nine words for `detailed` or "Be long.", four otherwise.
+message that ends with "Be short.", nine words for `detailed` or "Be long.", four otherwise. One preference at
+a strength is so far from four. Every word is one token; a given reply of one word is likely under `concise`, of nine
+under `detailed`, and every other in between.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.bodies: list[dict[str, Any]] = []
+        self.scored: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.versions = dict(VERSIONS)
         self.fail_after: int | None = None
         self.breaks_off = False
+        self.plain = False
 
     @property
     def url(self) -> str:
@@ -46,12 +50,15 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/preferences": {
                 "object": "list",
                 "data": [
-                    {"id": name, "object": "preference", "axis": "length", "aliases": [], "opposite": None,
+                    {"id": name, "object": "preference", "axis": "length", "aliases": [],
+                     "opposite": {"concise": "detailed", "detailed": "concise"}.get(name),
                      "description": "", "version": version, "news": 1}
                     for name, version in self.server.versions.items()
                 ],
             },
         }  # fmt: skip
+        if self.server.plain:
+            del answers["/v1/preferences"]
         if self.path in answers:
             self.answer(200, answers[self.path])
         else:
@@ -59,6 +66,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path == "/tokenize":
+            self.answer(200, {"tokens": tokens_of(body)})
+            return
+        if self.path == "/v1/completions":
+            self.server.scored.append(body)
+            self.answer(200, scored(body))
+            return
         self.server.bodies.append(body)
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         if self.server.fail_after is not None and len(self.server.bodies) > self.server.fail_after:
@@ -110,13 +124,35 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"data: [DONE]\n\n")
 
 
+def tokens_of(body: dict[str, Any]) -> list[int]:
+    """One token a word of a text; three for a rendered chat."""
+    return [7, 7, 7] if "messages" in body else [100 + n for n, _ in enumerate(body["prompt"].split())]
+
+
+def scored(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body["prompt"]
+    num_words = len(prompt) - 3
+    name = body.get("preference")
+    name = next(iter(name)) if isinstance(name, dict) else name
+    each = -2.0 if name is None else -1.0 if num_words == NUM_WORDS[name] else -3.0
+    rows = [None, *({str(token): {"logprob": each, "rank": 1}} for token in prompt[1:])]
+    choice = {"index": 0, "finish_reason": "length", "text": "x", "logprobs": None, "prompt_logprobs": rows}
+    usage = {"prompt_tokens": len(prompt), "completion_tokens": 1, "total_tokens": len(prompt) + 1}
+    return {"id": "1", "object": "text_completion", "created": 0, "model": "fake", "choices": [choice], "usage": usage}
+
+
 def text_for(label: str, body: dict[str, Any]) -> str:
     message = body["messages"][-1]["content"]
     if message.endswith("Be short."):
         label = "concise"
     if message.endswith("Be long."):
         label = "detailed"
-    return " ".join(["word"] * NUM_WORDS[label])
+    num_words = NUM_WORDS[label]
+    asked = body.get("preference")
+    if isinstance(asked, dict) and len(asked) == 1:
+        strength = asked[label]
+        num_words = round(NUM_WORDS["none"] + strength * (num_words - NUM_WORDS["none"]))
+    return " ".join(["word"] * num_words)
 
 
 def completion(text: str) -> dict[str, Any]:

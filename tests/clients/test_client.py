@@ -63,7 +63,12 @@ def test_preferences(server: Any) -> None:
     with MeetClient(f"{server.url}/v1") as client:
         concise, detailed = client.preferences()
     assert isinstance(concise, Preference)
-    assert (concise.name, concise.axis, concise.version, concise.opposite) == ("concise", "length", "a" * 12, None)
+    assert (concise.name, concise.axis, concise.version, concise.opposite) == (
+        "concise",
+        "length",
+        "a" * 12,
+        "detailed",
+    )
     assert concise.raw["news"] == 1
     assert detailed.name == "detailed"
 
@@ -78,7 +83,7 @@ def test_asynchronous(server: Any) -> None:
     async def talk() -> None:
         async with AsyncMeetClient(server.url) as client:
             reply = await client.chat("Why?", preference={"concise": 0.7})
-            assert (reply.text, reply.applied) == ("word", "concise=0.7")
+            assert (reply.text, reply.applied) == ("word word", "concise=0.7")
             async with await client.chat("Why?", preference="detailed", stream=True) as pieces:
                 assert pieces.applied == "detailed"
                 assert [piece async for piece in pieces] == ["word "] * 9

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from meet_bundle import Bundle
+from meet_bundle import Bundle, Calibration, open_bundle, recalibrated
 from meet_cli import extras
 
 FAKE = Path(__file__).with_name("fake_openai.py")
@@ -34,8 +35,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return [sys.executable, str(FAKE), str(port)]
 
     monkeypatch.setattr(extras, "find_spec", lambda name: name)
-    monkeypatch.setattr("meet_cli.evaluating.meet_server_command", meet_command)
-    monkeypatch.setattr("meet_cli.evaluating.plain_server_command", plain_command)
+    monkeypatch.setattr("meet_cli.asking.meet_server_command", meet_command)
+    monkeypatch.setattr("meet_cli.asking.plain_server_command", plain_command)
     monkeypatch.setattr("meet_training.base_model.check_causal_model", lambda source: None)
     return names
 
@@ -64,7 +65,7 @@ class TestEval:
         figures = tmp_path / "figures.json"
         outcome = meet("eval", str(bundle.path), "--data", str(prompts), "--json", str(figures))
         assert outcome.exit_code == 0, outcome.err
-        assert started == ["meet", "plain toy-base"]
+        assert started == ["plain toy-base", "meet"]  # the base first: what it replied is scored by the other
         assert "100.0% [57, 100]" in outcome.out  # 5 of 5: Wilson's interval begins at 0.5655
         assert "1 | 4 | 1" in outcome.out
         assert "9 | 4 | 9" in outcome.out
@@ -190,6 +191,236 @@ class TestEval:
         assert "is no bundle" in outcome.err
 
 
+class TestFigures:
+    """Every figure through the command, on replies that the fake server makes by rule."""
+
+    ALL = "leakage,side_effects,strength,log_odds,length"
+
+    def evaluated(self, meet: Callable[..., Any], bundle: Bundle, prompts: Path, *args: str) -> dict[str, Any]:
+        outcome = meet("eval", str(bundle.path), "--data", str(prompts), *args)
+        assert outcome.exit_code == 0, outcome.err
+        data: dict[str, Any] = json.loads((bundle.path / "report/evaluation.json").read_text())
+        return {**data, "out": outcome.out, "err": outcome.err}
+
+    def test_all_that_a_bundle_of_one_axis_has(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
+    ) -> None:
+        data = self.evaluated(meet, bundle, prompts, "--figures", "all")
+        assert data["skipped"] == {"mixes": "there is one axis alone"}
+        assert "mixes was not measured: there is one axis alone" in data["out"]
+        concise, detailed = data["strength"]
+        # Words at strength s are 4 + s (n - 4), rounded: n is 1 for concise and 9 for detailed.
+        assert [point["strength"] for point in concise["points"]] == [-1, -0.5, 0, 0.5, 1, 1.5]
+        assert [point["median"]["value"] for point in concise["points"]] == [7, 6, 4, 2, 1, 0]
+        assert [point["median"]["value"] for point in detailed["points"]] == [0, 2, 4, 6, 9, 12]
+        assert [point["holds"]["share"] for point in concise["points"]] == [0, 0, 0, 1, 1, 1]
+        assert [curve["rank_correlation"]["value"] for curve in data["strength"]] == [1, 1]
+        assert [(curve["monotone"], curve["recommended"]) for curve in data["strength"]] == [(True, 1), (True, 1)]
+        # The prompted base's replies of 1 and 9 words: the own side is -1 a token, the other -3, without a control -2.
+        assert [odds["mean"]["value"] for odds in data["log_odds"]] == [2, 2]
+        assert [odds["prefers_own"]["num_prompts"] for odds in data["log_odds"]] == [5, 5]
+        assert {(each["of"], each["max_words"]): each["violated"]["share"] for each in data["length"]} == {
+            (of, words): 0 for of in ("concise", "detailed", "uncontrolled", "prompted base") for words in (50, 100)
+        }
+        # Both servers reply alike without a control and find the reply as likely.
+        assert data["parity"]["same"]["share"] == 1
+        assert data["parity"]["ratio"]["value"] == pytest.approx(1)
+        assert [each["of"] for each in data["side_effects"]] == ["uncontrolled", "concise", "detailed"]
+        # concise has 1 of the uncontrolled reply's 4 words: F1 is 2 / 5.
+        assert data["side_effects"][1]["similarity"]["value"] == pytest.approx(0.4)
+        words = {cell["preference"]: cell["more"]["advantage"]["value"] for cell in data["leakage"] if cell["asked"]}
+        assert words == {"concise": -1, "detailed": 1}
+
+    def test_the_number_of_replies_is_said_first_and_a_second_run_asks_nobody(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
+    ) -> None:
+        # 5 prompts: 2 preferences at 6 strengths, of which 0 is no control and 1 is by name; and asked-for lengths.
+        asked = 5 * (2 + 1) + 5 * 2 * 4 + 5 * 3 * 2
+        data = self.evaluated(meet, bundle, prompts, "--figures", self.ALL)
+        assert f"{asked} replies of toy and {5 * 2 + 5 + 5 * 2} of the prompted model are to be had" in data["err"]
+        started.clear()
+        again = self.evaluated(meet, bundle, prompts, "--figures", self.ALL)
+        assert "0 replies of toy and 0 of the prompted model" in again["err"]
+        assert started == []
+        assert {**again, "err": ""} == {**data, "err": ""}
+
+    def test_by_default_no_more_is_asked_than_the_base_without_instruction(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
+    ) -> None:
+        data = self.evaluated(meet, bundle, prompts)
+        assert "figures: holds, leakage, side_effects: 15 replies of toy and 15 of the prompted model" in data["err"]
+        assert (data["strength"], data["mixes"], data["log_odds"], data["length"]) == ([], [], [], [])
+
+    def test_calibrate_writes_the_curve_and_the_manifest_stays_whole(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
+    ) -> None:
+        before = bundle.manifest
+        self.evaluated(meet, bundle, prompts, "--figures", "none", "--calibrate")
+        calibration = open_bundle(bundle.path).manifest.preference("concise").calibration
+        assert calibration is not None
+        assert (calibration.attribute, calibration.recommended) == ("words", 1.0)
+        assert (calibration.strengths, calibration.medians) == ((-1, -0.5, 0, 0.5, 1, 1.5), (7, 6, 4, 2, 1, 0))
+        assert open_bundle(bundle.path).manifest.files == before.files
+        # What was asked before is still known: the replies depend on no calibration.
+        started.clear()
+        self.evaluated(meet, bundle, prompts, "--figures", "strength")
+        assert started == []
+
+    def test_a_recommended_strength_is_what_the_name_is_measured_at(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
+    ) -> None:
+        half = Calibration(attribute="words", strengths=(0, 0.5), medians=(4, 2), recommended=0.5)
+        recalibrated(bundle, {"concise": half})
+        data = self.evaluated(meet, bundle, prompts, "--figures", "none")
+        assert data["preferences"][0]["median_controlled"] == 2
+
+    def test_a_judge_is_asked_for_every_pair_in_both_orders(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, server: Any, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "evaluation.yaml"
+        config.write_text(
+            "figures: [judge]\n"
+            f"judge: {{url: '{server.url}/v1', model: wise}}\n"
+            "axes: {length: {attribute: words, higher: detailed, question: 'Which reply is longer?'}}\n"
+        )
+        data = self.evaluated(meet, bundle, prompts, "--config", str(config))
+        # Both preferences ask about the same pairs, in both orders.
+        assert len(server.bodies) == 5 * 2
+        assert {body["model"] for body in server.bodies} == {"wise"}
+        assert not any("repetition_penalty" in body for body in server.bodies)
+        # The fake says "word word word word": no letter, so it decides nothing.
+        assert [each["no_answer"]["share"] for each in data["judge"]] == [1, 1]
+        assert [each["prefers_own"]["share"] for each in data["judge"]] == [0, 0]
+
+    def test_the_page_is_whole_and_says_first_whether_each_holds(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, tmp_path: Path
+    ) -> None:
+        meet("eval", str(bundle.path), "--data", str(prompts), "--figures", "all", "--output", str(tmp_path / "out"))
+        page = (tmp_path / "out/evaluation.html").read_text()
+        assert not (bundle.path / "report").exists()
+        parser = Page()
+        parser.feed(page)
+        parser.close()
+        assert parser.open == []
+        assert parser.outside == []
+        assert parser.ids == sorted(set(parser.ids))
+        first = page.index("concise holds: measured by words it is on the asked side of detailed on 100% of 5 prompts")
+        assert first < page.index("<main")
+        for heading in ("Does it hold", "Strength", "What else moves", "Without sampling", "Side effects"):
+            assert f">{heading}</h2>" in page
+        assert page.count("<svg") > 3
+        assert "prefers-color-scheme: dark" in page
+        assert page.count("<table>") == page.count("<caption>") == page.count('tabindex="0" role="region"')
+        assert page.count("<th") == page.count("<thead") + page.count('<th scope="')
+        # Leakage of a control is said at once: the fake's words are all alike, so there is none but words itself.
+        assert " too." not in page
+        assert "concise, worst (by 8 words): Why 0?" in page
+
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            (("--figures", "strenght"), "'strenght' is no figure; use leakage, side_effects, strength"),
+            (("--model", "m"), "--model is for --url without BUNDLE"),
+            (("--figures", "judge"), "judge: the figure needs someone who judges"),
+        ],
+    )
+    def test_mistakes(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, args: Any, words: str
+    ) -> None:
+        outcome = meet("eval", str(bundle.path), "--data", str(prompts), *args)
+        assert outcome.exit_code == 2
+        assert words in outcome.err
+        assert started == []
+
+
+class Page(HTMLParser):
+    """What of a page is still open, which ids it has, and what it would load from elsewhere."""
+
+    VOID = frozenset({"meta", "br", "line", "circle", "rect", "polygon", "polyline"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids = sorted([*self.ids, value or ""])
+            if name in ("src", "href") and not (value or "").startswith("#"):
+                self.outside.append(f"{tag} {value}")
+        if tag in ("script", "link", "img", "iframe"):
+            self.outside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+class TestEndpoint:
+    """An address and no bundle."""
+
+    def test_a_meet_server_says_what_its_preferences_are(
+        self, meet: Callable[..., Any], started: list[str], prompts: Path, server: Any, tmp_path: Path
+    ) -> None:
+        args = ("eval", "--url", server.url, "--data", str(prompts), "--output", str(tmp_path / "out"))
+        outcome = meet(*args, "--figures", "all")
+        assert outcome.exit_code == 0, outcome.err
+        assert started == []
+        data = json.loads((tmp_path / "out/evaluation.json").read_text())
+        assert data["bundle"] == {"name": f"fake at {server.url}", "digest": None, "base": None}
+        assert [each["median_controlled"] for each in data["preferences"]] == [1, 9]
+        assert data["prompted_skipped"] == "no preference has an instruction"
+        assert [curve["rank_correlation"]["value"] for curve in data["strength"]] == [1, 1]
+        assert {body["model"] for body in server.bodies} == {"fake"}
+
+    def test_a_plain_endpoint_is_measured_by_instructions(
+        self, meet: Callable[..., Any], started: list[str], prompts: Path, server: Any, tmp_path: Path
+    ) -> None:
+        server.plain = True
+        config = tmp_path / "evaluation.yaml"
+        config.write_text(
+            "sampling: {repetition_penalty: 1}\n"
+            "preferences:\n"
+            "  concise: {axis: length, opposite: detailed, instruction: Be short.}\n"
+            "  detailed: {axis: length, opposite: concise, instruction: Be long.}\n"
+        )
+        args = ("--url", server.url, "--data", str(prompts), "--config", str(config), "--output", str(tmp_path / "out"))
+        outcome = meet("eval", *args, "--figures", "leakage,strength")
+        assert outcome.exit_code == 0, outcome.err
+        data = json.loads((tmp_path / "out/evaluation.json").read_text())
+        assert [each["verdict"] for each in data["preferences"]] == ["holds", "holds"]
+        assert data["skipped"]["strength"].startswith("a preference is asked for by words or fields")
+        # Nothing that only some endpoints know is sent, and what is asked twice is asked once.
+        assert all(set(body) == {"model", "messages", "temperature", "max_tokens"} for body in server.bodies)
+        assert len(server.bodies) == 5 * 3
+
+    def test_a_plain_endpoint_needs_to_be_told(
+        self, meet: Callable[..., Any], started: list[str], prompts: Path, server: Any, tmp_path: Path
+    ) -> None:
+        server.plain = True
+        outcome = meet("eval", "--url", server.url, "--data", str(prompts), "--output", str(tmp_path / "out"))
+        assert outcome.exit_code == 2
+        assert f"{server.url} lists no preferences: name them in the configuration" in outcome.err
+
+    @pytest.mark.parametrize(
+        ("args", "words"),
+        [
+            ((), "give BUNDLE, or --url and --output FOLDER"),
+            (("--url", "http://127.0.0.1:9"), "give BUNDLE, or --url and --output FOLDER"),
+            (("--url", "http://127.0.0.1:9", "--output", "out", "--calibrate"), "--calibrate needs BUNDLE"),
+            (("--url", "http://127.0.0.1:9", "--output", "out"), "the connection to http://127.0.0.1:9 failed"),
+        ],
+    )
+    def test_mistakes(self, meet: Callable[..., Any], started: list[str], prompts: Path, args: Any, words: str) -> None:
+        outcome = meet("eval", "--data", str(prompts), *args)
+        assert outcome.exit_code == 2
+        assert words in outcome.err
+
+
 class TestDemo:
     def test_once_measures_what_is_there(
         self,
@@ -204,7 +435,7 @@ class TestDemo:
         outcome = meet(*args)
         assert outcome.exit_code == 0, outcome.err
         assert "every control holds" in outcome.out
-        assert "time spent: checking 0 s, replies of the bundle" in outcome.out
+        assert "time spent: checking 0 s, replies of the base model" in outcome.out
         assert set(json.loads(figures.read_text())["seconds"]) == {
             "checking",
             "replies of the bundle",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,22 +14,20 @@ from rich.console import Console
 
 from meet_bundle import BaseModelSource, LoraControls, Manifest, Preference, Probe
 from meet_training.errors import TrainingError
-from meet_training.evaluation.evaluate import (
-    base_identity,
-    base_questions,
-    check_axes,
-    collect,
-    measure,
-    meet_identity,
-    meet_questions,
-)
+from meet_training.evaluation.answers import Answers
+from meet_training.evaluation.asking import Endpoint
+from meet_training.evaluation.evaluate import check_axes, collect, measure
 from meet_training.evaluation.evaluation_config import AxisConfig, EvaluationConfig, load_evaluation_config
-from meet_training.evaluation.prompts import Message, read_prompts
-from meet_training.evaluation.replies import Endpoint, Question, Reply, ReplyCache, ask_missing, key_of
+from meet_training.evaluation.plan import Plan
+from meet_training.evaluation.prompts import Message, Prompt, read_prompts
+from meet_training.evaluation.replies import Question, Reply, ReplyCache, ask_missing, key_of
 from meet_training.evaluation.report import failures, report_data, show, write_report
+from meet_training.evaluation.results import results
+from meet_training.evaluation.scores import ScoreCache
+from meet_training.evaluation.subject import Subject, subject_of_bundle
 
 ROOT = Path(__file__).parents[2]
-CONFIG = EvaluationConfig(axes={"length": AxisConfig(attribute="words", higher="detailed", bound=0.7)})
+CONFIG = EvaluationConfig(axes={"length": AxisConfig(attribute="words", higher="detailed", bound=0.7)}, figures=())
 PROMPTS = [(Message("user", "one"),), (Message("user", "two"),), (Message("user", "three"),)]
 MEET = Endpoint("http://meet", "toy", "bundle x")
 
@@ -41,15 +40,20 @@ def preference(name: str, opposite: str | None, instruction: str | None) -> Pref
     )  # fmt: skip
 
 
-def manifest(*preferences: Preference) -> Manifest:
-    return Manifest(
+def subject(*preferences: Preference) -> Subject:
+    manifest = Manifest(
         name="toy", base=BaseModelSource(source="toy-base", digest="1" * 64), model_digest="0" * 64,
         model_dtype="float32", preferences=preferences, files={}, digest="2" * 64,
         controls=LoraControls(rank=8, alpha=16, target_modules=("q_proj",), shared_a=True),
     )  # fmt: skip
+    return subject_of_bundle(manifest)
 
 
-BOTH = manifest(preference("concise", "detailed", "Be short."), preference("detailed", "concise", "Be long."))
+def plan(of: Subject, prompts: list[Prompt]) -> Plan:
+    return Plan(of, CONFIG, prompts)
+
+
+BOTH = subject(preference("concise", "detailed", "Be short."), preference("detailed", "concise", "Be long."))
 
 
 class FakeClient:
@@ -88,7 +92,7 @@ def questions(num: int) -> list[Question]:
 
 class TestWhatIsAsked:
     def test_of_the_meet_model_every_preference_and_none_of_every_prompt(self) -> None:
-        asked = meet_questions(BOTH, PROMPTS[:2])
+        asked = plan(BOTH, PROMPTS[:2]).asked()
         assert [(question.prompt[0].content, question.fields) for question in asked] == [
             ("one", {"preference": "concise"}),
             ("one", {"preference": "detailed"}),
@@ -100,11 +104,11 @@ class TestWhatIsAsked:
 
     def test_of_the_base_model_the_instruction_behind_the_users_last_message(self) -> None:
         prompt = (Message("system", "Be kind."), Message("user", "Why?"))
-        (question,) = base_questions(manifest(preference("concise", None, "Be short.")), [prompt])
+        (question,) = plan(subject(preference("concise", None, "Be short.")), [prompt]).rival()
         assert question == Question((Message("system", "Be kind."), Message("user", "Why? Be short.")), {})
 
     def test_of_the_base_model_nothing_without_an_instruction(self) -> None:
-        assert base_questions(manifest(preference("concise", None, None)), PROMPTS) == []
+        assert plan(subject(preference("concise", None, None)), PROMPTS).rival() == []
 
     def test_the_request(self, tmp_path: Path) -> None:
         client = FakeClient(lambda body: 1)
@@ -210,8 +214,8 @@ def cache(tmp_path: Path) -> ReplyCache:
     cache = ReplyCache(tmp_path / "replies.jsonl")
     client: Any = FakeClient(num_words)
     for identity, asked in (
-        (meet_identity(BOTH), meet_questions(BOTH, PROMPTS)),
-        (base_identity(BOTH), base_questions(BOTH, PROMPTS)),
+        (BOTH.identity, plan(BOTH, PROMPTS).asked()),
+        (BOTH.rival_identity, plan(BOTH, PROMPTS).rival()),
     ):
         endpoint = Endpoint("http://fake", "fake", identity)
         asyncio.run(ask_missing(asked, endpoint, CONFIG.sampling, cache, client=client))
@@ -248,7 +252,7 @@ class TestMeasure:
         assert [(row.median_prompted, row.prompted_holds_vs_opposite) for row in rows] == [(None, None)] * 2
 
     def test_without_an_opposite_it_must_hold_against_no_control(self, cache: ReplyCache) -> None:
-        alone = manifest(preference("detailed", None, None)).model_copy(update={"digest": BOTH.digest})
+        alone = replace(BOTH, preferences=(replace(BOTH.preference("detailed"), opposite=None, instruction=None),))
         (row,) = measure(alone, CONFIG, PROMPTS, collect(alone, PROMPTS, cache, CONFIG.sampling))
         assert (row.holds_vs_opposite, row.holds.share, row.below_bound) == (None, 1.0, False)
 
@@ -268,31 +272,38 @@ class TestMeasure:
 
 class TestReport:
     def test_table_examples_and_json_say_the_same(self, cache: ReplyCache, tmp_path: Path) -> None:
-        rows = measure(BOTH, CONFIG, PROMPTS, collect(BOTH, PROMPTS, cache, CONFIG.sampling))
-        console = Console(width=200, record=True, quiet=False, file=(tmp_path / "out.txt").open("w"))
-        with console.file:
-            show(console, rows, num_prompts=3, skipped=None)
+        found = results(Answers(plan(BOTH, PROMPTS), cache, ScoreCache(tmp_path / "scores.jsonl")))
+        with (tmp_path / "out.txt").open("w") as out:
+            console = Console(width=200, record=True, quiet=False, file=out)
+            show(console, found, num_prompts=3, skipped=None)
             text = console.export_text()
         assert "2 | 4 | 3" in text
         assert "66.7% [21, 94]" in text  # Wilson's interval of 2 of 3: 0.2077 to 0.9385
+        assert "concise is not distinguishable from detailed: measured by words" in text  # three prompts say little
         assert "concise, the reply of median length, to 'two':\nword word" in text
-        data = report_data(BOTH, CONFIG, rows, num_prompts=3, skipped=None)
+        data = report_data(plan(BOTH, PROMPTS), found, None)
         file = write_report(tmp_path / "report", data)
         read = json.loads(file.read_text())
         assert read["bundle"] == {"name": "toy", "digest": "2" * 64, "base": "toy-base"}
         assert read["preferences"][0]["holds_vs_opposite"]["low"] == pytest.approx(0.20766, abs=1e-5)
         assert read["preferences"][0]["below_bound"] is True
-        assert [path.name for path in file.parent.iterdir()] == ["evaluation.json"]
+        assert read["preferences"][0]["verdict"] == "not distinguishable"
+        assert sorted(path.name for path in file.parent.iterdir()) == ["evaluation.html", "evaluation.json"]
 
     def test_markup_in_a_reply_is_text(self, tmp_path: Path) -> None:
         cache = ReplyCache(tmp_path / "replies.jsonl")
-        for question in meet_questions(BOTH, PROMPTS):
-            cache.add(key_of(question, meet_identity(BOTH), CONFIG.sampling), Reply("[red]x[/nonsense]", True, 1))
-        rows = measure(BOTH, CONFIG, PROMPTS, collect(BOTH, PROMPTS, cache, CONFIG.sampling, prompted=False))
+        for question in plan(BOTH, PROMPTS).asked():
+            cache.add(key_of(question, BOTH.identity, CONFIG.sampling), Reply("[red]x[/nonsense]<b>", True, 1))
+        answers = Answers(plan(BOTH, PROMPTS), cache, ScoreCache(tmp_path / "scores.jsonl"), "no [base]")
+        found = results(answers)
         with (tmp_path / "out.txt").open("w") as file:
-            show(Console(file=file, width=200), rows, num_prompts=3, skipped="no [base]")
+            show(Console(file=file, width=200), found, num_prompts=3, skipped="no [base]")
         assert "[red]x[/nonsense]" in (tmp_path / "out.txt").read_text()
         assert "nobody was prompted: no [base]" in (tmp_path / "out.txt").read_text()
+        write_report(tmp_path, report_data(answers.plan, found, answers.no_rival))
+        page = (tmp_path / "evaluation.html").read_text()
+        assert "[red]x[/nonsense]&lt;b&gt;" in page
+        assert "<b>" not in page
 
 
 class TestConfig:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-
 import pytest
 
-from meet_training.evaluation.figures import holds, median, median_index, share_of
+from meet_training.evaluation.bootstrap import median_of
+from meet_training.evaluation.figures import holds, median_index, share_of
 
 
 def test_holds_counts_the_prompts_on_the_asked_side() -> None:
@@ -49,13 +48,13 @@ def test_wilsons_interval(num_held: int, num_prompts: int, low: float, high: flo
 def test_no_prompts_have_no_share_and_no_median() -> None:
     with pytest.raises(ValueError, match="at least one prompt"):
         share_of(0, 0)
-    with pytest.raises(statistics.StatisticsError):
-        median([])
+    with pytest.raises(ValueError, match="at least one prompt"):
+        median_of([])
 
 
 def test_median_and_where_it_stands() -> None:
-    assert median([3.0, 1.0, 2.0]) == 2
-    assert median([4.0, 1.0, 2.0, 3.0]) == 2.5
+    assert median_of([3.0, 1.0, 2.0]).value == 2
+    assert median_of([4.0, 1.0, 2.0, 3.0]).value == 2.5
     assert median_index([3.0, 1.0, 2.0]) == 2
     assert median_index([4.0, 1.0, 2.0, 3.0]) == 2  # the lower of 2 and 3
     assert median_index([7.0, 7.0, 7.0]) == 1

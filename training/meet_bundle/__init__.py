@@ -5,7 +5,7 @@ writing_bundle(path) -> folder     a temporary folder that becomes the bundle in
 clean_up(path)                     removes what a killed writer of that bundle left
 """
 
-from meet_bundle.bundle import Bundle, open_bundle, seal, writing_bundle
+from meet_bundle.bundle import Bundle, open_bundle, recalibrated, seal, writing_bundle
 from meet_bundle.errors import BundleAltered, BundleError, MeetError
 from meet_bundle.leftovers import clean_up
 from meet_bundle.manifest import (
@@ -36,6 +36,7 @@ __all__ = [
     "SoftPromptControls",
     "clean_up",
     "open_bundle",
+    "recalibrated",
     "seal",
     "writing_bundle",
 ]

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from meet_bundle.digests import folder_entries, listing_digest
 from meet_bundle.errors import BundleAltered, BundleError
 from meet_bundle.leftovers import PARTIAL, REPLACED, held, prefix
-from meet_bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest
+from meet_bundle.manifest import FORMAT_VERSION, MANIFEST_NAME, Calibration, Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,22 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
     ).sealed()
     write_atomically(folder / MANIFEST_NAME, sealed.to_bytes())
     return sealed
+
+
+def recalibrated(bundle: Bundle, calibrations: Mapping[str, Calibration]) -> Bundle:
+    """The bundle with the calibration of these preferences in its manifest, which is written anew in one step.
+
+    Only `meet.json` changes, with its digest. Raises KeyError where a preference is not in the bundle.
+    """
+    for name in calibrations:
+        bundle.manifest.preference(name)
+    preferences = tuple(
+        p.model_copy(update={"calibration": calibrations.get(p.name, p.calibration)})
+        for p in bundle.manifest.preferences
+    )
+    manifest = bundle.manifest.model_copy(update={"preferences": preferences}).sealed()
+    write_atomically(bundle.path / MANIFEST_NAME, manifest.to_bytes())
+    return Bundle(bundle.path, manifest)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

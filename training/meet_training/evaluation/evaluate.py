@@ -1,8 +1,7 @@
-"""What to ask of whom, and what the answers say of a bundle: does each control hold?
+"""Does each preference hold? Three kinds of replies to the same prompts are compared.
 
-Three kinds of replies to the same prompts: controlled and uncontrolled ones of the MEET model, and those of
-the base model that is plainly prompted with a preference's instruction. Knows no server processes: whoever
-calls gives an endpoint for each of the two models.
+Controlled and uncontrolled ones of the model that is evaluated, and those of the model that is plainly prompted with
+a preference's instruction: it is the rival that users try first, and always one of the rows. Knows no servers.
 """
 
 from __future__ import annotations
@@ -10,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from meet_bundle import Manifest, Preference
 from meet_training.errors import TrainingError
 from meet_training.evaluation.attributes import ATTRIBUTES
+from meet_training.evaluation.bootstrap import Estimate, median_of
 from meet_training.evaluation.evaluation_config import AxisConfig, EvaluationConfig, SamplingConfig
-from meet_training.evaluation.figures import Share, holds, median, median_index, share_of
-from meet_training.evaluation.prompts import Prompt, with_instruction
-from meet_training.evaluation.replies import Question, Reply, ReplyCache, kept
+from meet_training.evaluation.figures import Holds, Share, holds, median_index, same_share, share_of
+from meet_training.evaluation.prompts import Prompt
+from meet_training.evaluation.replies import Reply, ReplyCache, kept
+from meet_training.evaluation.subject import Subject, Tested
+from meet_training.evaluation.verdict import Verdict, judge, sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +44,22 @@ class Row:
     preference: str
     axis: str
     attribute: str
+    tested_by: str
     opposite: str | None
     bound: float | None
-    median_controlled: float
-    median_uncontrolled: float
-    median_prompted: float | None
-    holds_vs_opposite: Share | None
-    holds_vs_uncontrolled: Share
-    prompted_holds_vs_opposite: Share | None
+    controlled: Estimate
+    uncontrolled: Estimate
+    prompted: Estimate | None
+    holds_vs_opposite: Holds | None
+    holds_vs_uncontrolled: Holds
+    holds_vs_prompted: Holds | None
+    prompted_holds_vs_opposite: Holds | None
+    same_as_uncontrolled: Share
     finished: Share
     example: Example
 
     @property
-    def holds(self) -> Share:
+    def holds(self) -> Holds:
         """Against its opposite; against no control where it has none."""
         return self.holds_vs_opposite or self.holds_vs_uncontrolled
 
@@ -64,118 +68,126 @@ class Row:
         """Does it hold on fewer prompts than the configuration asks for?"""
         return self.bound is not None and self.holds.share < self.bound
 
+    @property
+    def median_controlled(self) -> float:
+        """Median of the attribute of the controlled replies."""
+        return self.controlled.value
 
-def check_axes(manifest: Manifest, config: EvaluationConfig) -> None:
+    @property
+    def median_uncontrolled(self) -> float:
+        """Of the uncontrolled ones."""
+        return self.uncontrolled.value
+
+    @property
+    def median_prompted(self) -> float | None:
+        """Of the prompted ones, where there are such."""
+        return None if self.prompted is None else self.prompted.value
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the figures say."""
+        return judge(self.holds, self.same_as_uncontrolled, self.bound)
+
+    @property
+    def sentence(self) -> str:
+        """The same as a sentence."""
+        against = "no control" if self.holds_vs_opposite is None or self.opposite is None else self.opposite
+        return sentence(self.preference, self.attribute, against, self.holds, self.verdict, self.bound)
+
+
+def check_axes(subject: Subject, config: EvaluationConfig) -> None:
     """Raises TrainingError where the configuration does not say how a preference is measured."""
-    for preference in manifest.preferences:
-        axis = config.axes.get(preference.axis)
+    known = [tested.name for tested in subject.preferences]
+    for tested in subject.preferences:
+        axis = config.axes.get(tested.axis)
         if axis is None:
             raise TrainingError(
-                f"axes: nothing said of {preference.axis!r}, the axis of {preference.name!r}; "
-                f"say {preference.axis}: {{attribute: ..., higher: ...}} in the evaluation's configuration"
+                f"axes: nothing said of {tested.axis!r}, the axis of {tested.name!r}; "
+                f"say {tested.axis}: {{attribute: ..., higher: ...}} in the evaluation's configuration"
             )
-        names = [p.name for p in manifest.preferences if p.axis == preference.axis]
+        names = [each.name for each in subject.preferences if each.axis == tested.axis]
         if axis.higher not in names:
             raise TrainingError(
-                f"axes.{preference.axis}.higher: {axis.higher!r} is not on that axis of the bundle; "
-                f"{', '.join(names)} are"
+                f"axes.{tested.axis}.higher: {axis.higher!r} is not on that axis of the bundle; {', '.join(names)} are"
             )
-
-
-def controlled_questions(preference: Preference, prompts: Sequence[Prompt]) -> list[Question]:
-    """What the MEET server is asked for a preference."""
-    return [Question(prompt, {"preference": preference.name}) for prompt in prompts]
-
-
-def uncontrolled_questions(prompts: Sequence[Prompt]) -> list[Question]:
-    """What the MEET server is asked without a control; null keeps its default away."""
-    return [Question(prompt, {"preference": None}) for prompt in prompts]
-
-
-def prompted_questions(preference: Preference, prompts: Sequence[Prompt]) -> list[Question]:
-    """What the base model is asked for a preference: none where the preference has no instruction."""
-    if preference.instruction is None:
-        return []
-    return [Question(with_instruction(prompt, preference.instruction), {}) for prompt in prompts]
-
-
-def meet_questions(manifest: Manifest, prompts: Sequence[Prompt]) -> list[Question]:
-    """All that the MEET server is asked; the preferences of one prompt stand together, to share its cache."""
-    columns = [controlled_questions(preference, prompts) for preference in manifest.preferences]
-    columns.append(uncontrolled_questions(prompts))
-    return [question for row in zip(*columns, strict=True) for question in row]
-
-
-def base_questions(manifest: Manifest, prompts: Sequence[Prompt]) -> list[Question]:
-    """All that the plain base model is asked."""
-    return [q for preference in manifest.preferences for q in prompted_questions(preference, prompts)]
-
-
-def meet_identity(manifest: Manifest) -> str:
-    """What the MEET model's replies depend on, besides the question."""
-    return f"bundle {manifest.digest}"
-
-
-def base_identity(manifest: Manifest) -> str:
-    """What the base model's replies depend on, besides the question."""
-    return f"base {manifest.base.source} {manifest.base.digest or ''}".strip()
+        if tested.opposite is not None and tested.opposite not in known:
+            raise TrainingError(
+                f"preferences.{tested.name}.opposite: {tested.opposite!r} is no preference; {', '.join(known)} are"
+            )
 
 
 def collect(
-    manifest: Manifest,
+    subject: Subject,
     prompts: Sequence[Prompt],
     cache: ReplyCache,
     sampling: SamplingConfig,
     *,
     prompted: bool = True,
 ) -> Replies:
-    """The kept replies to all questions, those of the base model where `prompted`. Raises KeyError."""
-    meet, base = meet_identity(manifest), base_identity(manifest)
-    preferences = manifest.preferences
+    """The kept replies to all questions, those of the prompted model where `prompted`. Raises KeyError."""
     return Replies(
-        controlled={p.name: kept(controlled_questions(p, prompts), cache, meet, sampling) for p in preferences},
-        uncontrolled=kept(uncontrolled_questions(prompts), cache, meet, sampling),
-        prompted={p.name: kept(prompted_questions(p, prompts), cache, base, sampling) for p in preferences}
+        controlled={
+            tested.name: kept([tested.question(prompt) for prompt in prompts], cache, subject.identity, sampling)
+            for tested in subject.preferences
+        },
+        uncontrolled=kept([subject.uncontrolled(prompt) for prompt in prompts], cache, subject.identity, sampling),
+        prompted={
+            tested.name: kept(
+                [question for prompt in prompts if (question := subject.prompted(tested, prompt)) is not None],
+                cache,
+                subject.rival_identity,
+                sampling,
+            )
+            for tested in subject.preferences
+        }
         if prompted
         else {},
     )
 
 
-def measure(manifest: Manifest, config: EvaluationConfig, prompts: Sequence[Prompt], replies: Replies) -> list[Row]:
+def measure(subject: Subject, config: EvaluationConfig, prompts: Sequence[Prompt], replies: Replies) -> list[Row]:
     """The figures of every preference. Raises TrainingError as `check_axes` does."""
-    check_axes(manifest, config)
-    return [_row(preference, config.axes[preference.axis], prompts, replies) for preference in manifest.preferences]
+    check_axes(subject, config)
+    return [_row(tested, config.axes[tested.axis], prompts, replies) for tested in subject.preferences]
 
 
-def _row(preference: Preference, axis: AxisConfig, prompts: Sequence[Prompt], replies: Replies) -> Row:
-    name, opposite = preference.name, preference.opposite
+def measured(attribute: str, replies: Sequence[Reply]) -> list[float]:
+    """The attribute of each reply."""
+    return [ATTRIBUTES[attribute].measure(reply.text) for reply in replies]
+
+
+def _row(tested: Tested, axis: AxisConfig, prompts: Sequence[Prompt], replies: Replies) -> Row:
+    name, opposite, attribute = tested.name, tested.opposite, axis.attribute
     higher = name == axis.higher
-    own = _measured(axis, replies.controlled[name])
-    uncontrolled = _measured(axis, replies.uncontrolled)
-    prompted = _measured(axis, replies.prompted.get(name, ()))
-    other = _measured(axis, replies.controlled[opposite]) if opposite else []
-    prompted_other = _measured(axis, replies.prompted.get(opposite, ())) if opposite else []
+    own = measured(attribute, replies.controlled[name])
+    uncontrolled = measured(attribute, replies.uncontrolled)
+    prompted = measured(attribute, replies.prompted.get(name, ()))
+    other = measured(attribute, replies.controlled[opposite]) if opposite else []
+    prompted_other = measured(attribute, replies.prompted.get(opposite, ())) if opposite else []
     return Row(
         preference=name,
-        axis=preference.axis,
-        attribute=axis.attribute,
+        axis=tested.axis,
+        attribute=attribute,
+        tested_by=axis.tested_by,
         opposite=opposite,
         bound=axis.bound,
-        median_controlled=median(own),
-        median_uncontrolled=median(uncontrolled),
-        median_prompted=median(prompted) if prompted else None,
+        controlled=median_of(own),
+        uncontrolled=median_of(uncontrolled),
+        prompted=median_of(prompted) if prompted else None,
         holds_vs_opposite=holds(own, other, higher=higher) if other else None,
         holds_vs_uncontrolled=holds(own, uncontrolled, higher=higher),
+        holds_vs_prompted=holds(own, prompted, higher=higher) if prompted else None,
         prompted_holds_vs_opposite=(
             holds(prompted, prompted_other, higher=higher) if prompted and prompted_other else None
         ),
+        same_as_uncontrolled=same_share(_texts(replies.controlled[name]), _texts(replies.uncontrolled)),
         finished=share_of(sum(reply.finished for reply in replies.controlled[name]), len(prompts)),
         example=_example(prompts, replies.controlled[name]),
     )
 
 
-def _measured(axis: AxisConfig, replies: Sequence[Reply]) -> list[float]:
-    return [ATTRIBUTES[axis.attribute].measure(reply.text) for reply in replies]
+def _texts(replies: Sequence[Reply]) -> list[str]:
+    return [reply.text for reply in replies]
 
 
 def _example(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> Example:

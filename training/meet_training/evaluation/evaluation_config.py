@@ -1,14 +1,21 @@
-"""What an evaluation is told: which prompts, how replies are sampled, what each axis is measured by."""
+"""What an evaluation is told: which prompts, how replies are sampled, what each axis is measured by, which figures."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from meet_training.config import describe, read_yaml
 from meet_training.errors import TrainingError
 from meet_training.evaluation.attributes import ATTRIBUTES
+
+Figure = Literal["leakage", "side_effects", "strength", "mixes", "log_odds", "length", "judge"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
+"""What can be measured besides whether each preference holds, which always is."""
+
+_FILES = ("prompts", "pairs", "neutral", "similarity")
 
 
 class _Section(BaseModel):
@@ -25,11 +32,24 @@ class SamplingConfig(_Section):
     max_tokens: int = Field(default=400, ge=1, description="tokens of one reply; the same for all, for fairness")
 
 
+def _known(attribute: str) -> str:
+    if attribute not in ATTRIBUTES:
+        raise ValueError(f"{attribute!r} is not measured; the attributes are {', '.join(sorted(ATTRIBUTES))}")
+    return attribute
+
+
 class AxisConfig(_Section):
     """What the preferences of an axis are measured by."""
 
-    attribute: str = Field(description="what is measured on a reply: `words`, `list_share`")
+    attribute: str = Field(description="what is measured on a reply to test it: `words`, `list_share`")
     higher: str = Field(description="the preference whose replies have more of it")
+    trained_by: str | None = Field(
+        default=None,
+        description="the attribute that the training data was chosen by; the report says if it is the same",
+    )
+    question: str | None = Field(
+        default=None, description="what a judge is asked: `Which reply is more formal?`; the higher one should win"
+    )
     bound: float | None = Field(
         default=None,
         ge=0,
@@ -40,17 +60,40 @@ class AxisConfig(_Section):
     @field_validator("attribute")
     @classmethod
     def _attribute_is_known(cls, attribute: str) -> str:
-        if attribute not in ATTRIBUTES:
-            raise ValueError(f"{attribute!r} is not measured; the attributes are {', '.join(sorted(ATTRIBUTES))}")
-        return attribute
+        return _known(attribute)
+
+    @property
+    def tested_by(self) -> Literal["what it was trained by", "something else", "not said"]:
+        """Is it tested by what its training data was chosen by?"""
+        if self.trained_by is None:
+            return "not said"
+        return "what it was trained by" if self.trained_by == self.attribute else "something else"
+
+
+class AskedPreference(_Section):
+    """A preference of an endpoint that has no bundle here."""
+
+    axis: str
+    opposite: str | None = None
+    instruction: str | None = Field(default=None, description="the sentence that asks a plain model for it")
+    fields: dict[str, Any] | None = Field(
+        default=None, description="fields of the body that ask for it, of an endpoint that is no MEET server"
+    )
+
+
+class JudgeConfig(_Section):
+    """An OpenAI-compatible endpoint that says which of two replies is more of something."""
+
+    url: str = Field(description="its address, with or without `/v1`")
+    model: str
+    api_key_env: str | None = Field(default=None, description="the environment variable that holds its key")
+    max_tokens: int = Field(default=8, ge=1, description="tokens of its answer, which is one letter")
 
 
 class EvaluationConfig(_Section):
-    """One evaluation; every field has a default."""
+    """One evaluation; every field has a default. Files are relative to the configuration."""
 
-    prompts: Path | None = Field(
-        default=None, description="JSON Lines with `prompt` or `messages`; relative to the configuration file"
-    )
+    prompts: Path | None = Field(default=None, description="JSON Lines with `prompt` or `messages`")
     limit: int | None = Field(default=None, ge=1, description="take no more prompts than this, the first ones")
     sampling: SamplingConfig = SamplingConfig()
     concurrency: int = Field(default=32, ge=1, description="requests in flight at once")
@@ -61,14 +104,56 @@ class EvaluationConfig(_Section):
         },
         description="axis -> what it is measured by",
     )
+    figures: tuple[Figure, ...] = Field(
+        default=("leakage", "side_effects"), description="what is measured besides whether each preference holds"
+    )
+    few: int = Field(
+        default=40,
+        ge=1,
+        description="prompts of what costs most: strength, mixes, log_odds, length, and parity with the base",
+    )
+    leakage: tuple[str, ...] = Field(
+        default=("mean_word_length", "casual_marks"),
+        description="attributes of the leakage matrix besides those of the axes",
+    )
+    strengths: tuple[float, ...] = Field(
+        default=(-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), min_length=2, description="strengths of the curve"
+    )
+    mix_strength: float = Field(default=1.0, gt=0, description="strength of each of the two preferences of a mix")
+    max_words: tuple[int, ...] = Field(default=(50, 100), min_length=1, description="the asked-for lengths, in words")
+    pairs: Path | None = Field(
+        default=None,
+        description="rows of `prompt`, `reply`, `preference` for log_odds; else the prompted base model's replies",
+    )
+    neutral: Path | None = Field(
+        default=None, description="rows of `prompt`, `reply` for perplexity; else the base model's own replies"
+    )
+    similarity: Path | None = Field(
+        default=None, description="folder of a sentence-embedding model; else overlap of words, which is not meaning"
+    )
+    preferences: dict[str, AskedPreference] = Field(
+        default={}, description="preferences of an endpoint; else those that a MEET server lists"
+    )
+    judge: JudgeConfig | None = Field(
+        default=None, description="who judges pairs of replies, where `judge` is a figure"
+    )
+
+    @field_validator("leakage")
+    @classmethod
+    def _attributes_are_known(cls, attributes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_known, attributes))
+
+    def without_files(self) -> dict[str, Any]:
+        """The configuration as the report has it, its files by name alone."""
+        named = {file: path.name for file in _FILES if (path := getattr(self, file)) is not None}
+        return {**self.model_dump(mode="json"), **named}
 
 
 def load_evaluation_config(path: Path) -> EvaluationConfig:
-    """Reads a configuration; its `prompts` are relative to it. Raises TrainingError naming file and field."""
+    """Reads a configuration; its files are relative to it. Raises TrainingError naming file and field."""
     try:
         config = EvaluationConfig.model_validate(read_yaml(path))
     except ValidationError as error:
         raise TrainingError(f"{path}: {describe(error)}") from None
-    if config.prompts is None:
-        return config
-    return config.model_copy(update={"prompts": path.parent / config.prompts})
+    files = {file: path.parent / named for file in _FILES if (named := getattr(config, file)) is not None}
+    return config.model_copy(update=files)

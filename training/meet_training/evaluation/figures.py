@@ -1,15 +1,20 @@
-"""The figures of an evaluation, from measured replies. Pure: numbers in, numbers out.
+"""How often a control holds, and by how much, from measured replies. Pure: numbers in, numbers out.
 
 A preference *holds* on a prompt where its attribute is on the asked side of that of another reply to the
 same prompt: above it for the preference that is higher on its axis, below it for the other. Ties do not hold.
+Its *advantage* is the share of prompts on the asked side less the share on the other: 0 for two sets of replies
+that cannot be told apart, whatever the number of ties.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from meet_training.evaluation.bootstrap import Estimate, mean_of
 
 # The 97.5% quantile of the normal distribution, for intervals of 95%.
 _Z = 1.959963984540054
@@ -17,21 +22,54 @@ _Z = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of prompts with its 95% interval (Wilson's score interval)."""
+    """A share of prompts with its 95% interval, by Wilson's score and by the bootstrap.
+
+    Where a share is 0 or 1 every resample is the same and the bootstrap's interval is that one point, however few
+    the prompts; Wilson's is the one to read.
+    """
 
     share: float
     low: float
     high: float
     num_prompts: int
+    bootstrap_low: float
+    bootstrap_high: float
 
 
-def holds(values: Sequence[float], others: Sequence[float], *, higher: bool) -> Share:
-    """Share of prompts on which `values` is on the asked side of `others`; both have one value a prompt.
+@dataclass(frozen=True, slots=True)
+class Holds(Share):
+    """Share of prompts on the asked side, the advantage, and the share of those that are not ties (None: all are)."""
+
+    advantage: Estimate
+    decided: Share | None
+
+    @property
+    def better(self) -> bool:
+        """Is it on the asked side on more than half of the prompts that decide, beyond the interval?
+
+        By Wilson's interval and not by the advantage's own: that of four prompts in four is sound.
+        """
+        return self.decided is not None and self.decided.low > 0.5
+
+    @property
+    def worse(self) -> bool:
+        """Is it on the asked side on fewer than half of them, beyond the interval?"""
+        return self.decided is not None and self.decided.high < 0.5
+
+
+def holds(values: Sequence[float], others: Sequence[float], *, higher: bool) -> Holds:
+    """How often `values` is on the asked side of `others`; both have one value a prompt.
 
     Raises ValueError where they differ in length or are empty.
     """
-    num_held = sum(value > other if higher else value < other for value, other in zip(values, others, strict=True))
-    return share_of(num_held, len(values))
+    signs = [int(value > other) - int(value < other) for value, other in zip(values, others, strict=True)]
+    sides = [sign if higher else -sign for sign in signs]
+    num_held, num_decided = sides.count(1), len(sides) - sides.count(0)
+    return Holds(
+        **asdict(share_of(num_held, len(sides))),
+        advantage=mean_of(sides),
+        decided=share_of(num_held, num_decided) if num_decided else None,
+    )
 
 
 def share_of(num_held: int, num_prompts: int) -> Share:
@@ -45,12 +83,25 @@ def share_of(num_held: int, num_prompts: int) -> Share:
     square = _Z * _Z / num_prompts
     centre = (share + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(share * (1 - share) / num_prompts + square / (4 * num_prompts))
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half), num_prompts)
+    drawn = mean_of(np.arange(num_prompts) < num_held)
+    return Share(share, max(0.0, centre - half), min(1.0, centre + half), num_prompts, drawn.low, drawn.high)
 
 
-def median(values: Sequence[float]) -> float:
-    """The median, in the unit of the values. Raises statistics.StatisticsError where there are none."""
-    return statistics.median(values)
+def mean_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """Mean over the prompts of `values` less `others`, in their unit.
+
+    Raises ValueError where they differ in length or are empty.
+    """
+    return mean_of([value - other for value, other in zip(values, others, strict=True)])
+
+
+def same_share(texts: Sequence[str], others: Sequence[str]) -> Share:
+    """Share of prompts on which both replies are the same text.
+
+    Raises ValueError where they differ in length or are empty.
+    """
+    num_same = sum(text == other for text, other in zip(texts, others, strict=True))
+    return share_of(num_same, len(texts))
 
 
 def median_index(values: Sequence[float]) -> int:

@@ -29,7 +29,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
     Other fields of a row are let be. Raises TrainingError naming file, line and field.
     """
     with reading(read_rows(path)) as rows:
-        prompts = [_prompt(row) for row in islice(rows, limit)]
+        prompts = [prompt_of(row) for row in islice(rows, limit)]
     if not prompts:
         raise TrainingError(f"{path} holds no prompts")
     return prompts
@@ -41,7 +41,8 @@ def with_instruction(prompt: Prompt, instruction: str) -> Prompt:
     return (*before, last._replace(content=instructed(last.content, instruction)))
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_of(row: Row) -> Prompt:
+    """The prompt of a row, from `prompt` or `messages`. Raises TrainingError naming file, line and field."""
     if ("prompt" in row.fields) == ("messages" in row.fields):
         found = ", ".join(sorted(row.fields)) or "nothing"
         raise TrainingError(

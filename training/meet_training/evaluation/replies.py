@@ -6,36 +6,18 @@ what the replies are for.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import openai
 
 from meet_training.data.records import RecordFile
-from meet_training.errors import TrainingError
+from meet_training.evaluation.asking import Endpoint, OnProgress, client_of, errors_of, work_through
 from meet_training.evaluation.evaluation_config import SamplingConfig
 from meet_training.evaluation.prompts import Prompt
-
-REQUEST_TIMEOUT_S = 1800.0
-"""A slow machine with a full queue needs minutes for one request."""
-
-OnProgress = Callable[[int, int], None]
-"""How many replies there are, and how many there will be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Who is asked. `identity` names everything that its replies depend on, such as a bundle's digest."""
-
-    url: str
-    model: str
-    identity: str
-    api_key: str = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,60 +95,26 @@ async def ask_missing(
     num_all = len({key_of(question, endpoint.identity, sampling) for question in questions})
     if not to_ask:
         return
-    turns = iter(to_ask.items())
-    num_done = num_all - len(to_ask)
-    async with _client_of(endpoint, client) as sender:
+    async with client_of(endpoint, client) as sender:
 
-        async def work() -> None:
-            nonlocal num_done
-            for key, question in turns:
-                cache.add(key, await _ask(sender, endpoint, question, sampling))
-                num_done += 1
-                if on_progress:
-                    on_progress(num_done, num_all)
+        async def ask(key: str, question: Question) -> None:
+            cache.add(key, await _ask(sender, endpoint, question, sampling))
 
-        await _all_or_first_error(work() for _ in range(min(concurrency, len(to_ask))))
-
-
-async def _all_or_first_error(workers: Iterable[Any]) -> None:
-    try:
-        async with asyncio.TaskGroup() as group:
-            for worker in workers:
-                group.create_task(worker)
-    except* TrainingError as errors:
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-    else:
-        return
-    raise first
-
-
-@asynccontextmanager
-async def _client_of(endpoint: Endpoint, client: openai.AsyncOpenAI | None) -> AsyncIterator[openai.AsyncOpenAI]:
-    if client is not None:
-        yield client
-        return
-    async with openai.AsyncOpenAI(
-        base_url=f"{endpoint.url.rstrip('/')}/v1", api_key=endpoint.api_key, timeout=REQUEST_TIMEOUT_S
-    ) as own:
-        yield own
+        await work_through(to_ask, ask, num_all=num_all, concurrency=concurrency, on_progress=on_progress)
 
 
 async def _ask(client: openai.AsyncOpenAI, endpoint: Endpoint, question: Question, sampling: SamplingConfig) -> Reply:
     messages: Any = [message._asdict() for message in question.prompt]
-    try:
+    # Not every endpoint knows it; those that do take 1 where it is not said.
+    penalty = {} if sampling.repetition_penalty == 1 else {"repetition_penalty": sampling.repetition_penalty}
+    with errors_of(endpoint):
         completion = await client.chat.completions.create(
             model=endpoint.model,
             messages=messages,
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
-            extra_body={"repetition_penalty": sampling.repetition_penalty, **question.fields},
+            extra_body={**penalty, **question.fields},
         )
-    except openai.APIStatusError as error:
-        raise TrainingError(f"{endpoint.url} answered {error.status_code}: {error.message}") from None
-    except openai.OpenAIError as error:
-        raise TrainingError(f"{endpoint.url} stopped answering: {error}") from None
     choice = completion.choices[0]
     num_tokens = completion.usage.completion_tokens if completion.usage else 0
     return Reply(choice.message.content or "", choice.finish_reason == "stop", num_tokens)

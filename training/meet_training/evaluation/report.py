@@ -1,4 +1,4 @@
-"""An evaluation's figures for people, as a table and examples, and for programs, as JSON."""
+"""An evaluation's figures for people, as a table and examples, and for programs, as JSON. The page is in `page.py`."""
 
 from __future__ import annotations
 
@@ -11,55 +11,82 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from meet_bundle import Manifest
 from meet_bundle.bundle import write_atomically
 from meet_training.errors import TrainingError
+from meet_training.evaluation.bootstrap import NUM_RESAMPLES
 from meet_training.evaluation.evaluate import Row
-from meet_training.evaluation.evaluation_config import EvaluationConfig
+from meet_training.evaluation.examples import examples
 from meet_training.evaluation.figures import Share
+from meet_training.evaluation.page import page
+from meet_training.evaluation.plan import Plan
+from meet_training.evaluation.results import Results
 
 EVALUATION_FILE = "evaluation.json"
+PAGE_FILE = "evaluation.html"
+INTERVAL = (
+    f"95%; of shares Wilson's score interval, of everything else the percentile bootstrap over prompts "
+    f"({NUM_RESAMPLES} resamples)"
+)
 
 
-def report_data(
-    manifest: Manifest,
-    config: EvaluationConfig,
-    rows: Sequence[Row],
-    *,
-    num_prompts: int,
-    skipped: str | None,
-) -> dict[str, Any]:
-    """The report as JSON has it. `skipped` says why nobody was prompted, where that is so."""
+def report_data(plan: Plan, results: Results, no_rival: str | None) -> dict[str, Any]:
+    """The report as JSON has it. `no_rival` says why nobody was prompted, where that is so."""
+    subject = plan.subject
     return {
-        "bundle": {"name": manifest.name, "digest": manifest.digest, "base": manifest.base.source},
-        "num_prompts": num_prompts,
-        "interval": "95%, Wilson score",
-        "config": config.model_dump(mode="json"),
-        "prompted_skipped": skipped,
-        "preferences": [{**asdict(row), "below_bound": row.below_bound} for row in rows],
+        "bundle": {"name": subject.name, "digest": subject.digest, "base": subject.base},
+        "num_prompts": len(plan.prompts),
+        "interval": INTERVAL,
+        "config": plan.config.without_files(),
+        "prompted_skipped": no_rival,
+        "skipped": results.skipped,
+        "preferences": [_preference(row) for row in results.rows],
+        "leakage": [{**asdict(cell), "leaks": cell.leaks} for cell in results.leakage],
+        "strength": [asdict(curve) for curve in results.curves],
+        "mixes": [asdict(mix) for mix in results.mixes],
+        "log_odds": [asdict(odds) for odds in results.log_odds],
+        "similarity": results.similarity,
+        "side_effects": [asdict(effects) for effects in results.side_effects],
+        "parity": None if results.parity is None else asdict(results.parity),
+        "length": [asdict(length) for length in results.lengths],
+        "judge": [asdict(judged) for judged in results.judged],
+        "examples": [asdict(example) for example in examples(plan, results)],
     }
 
 
 def write_report(folder: Path, data: dict[str, Any]) -> Path:
-    """Writes `evaluation.json` into a bundle's report folder, made where it is missing; returns its path.
+    """Writes `evaluation.json` and the page beside it into a folder, made where it is missing. Returns the former.
 
-    Raises TrainingError where it cannot be written.
+    Raises TrainingError where they cannot be written.
     """
-    file = folder / EVALUATION_FILE
-    try:
-        folder.mkdir(exist_ok=True)
-        write_atomically(file, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise TrainingError(f"{file} cannot be written: {error.strerror}") from None
-    return file
+    files = {
+        EVALUATION_FILE: json.dumps(data, indent=2, ensure_ascii=False) + "\n",
+        PAGE_FILE: page(data),
+    }
+    for name, content in files.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, content.encode())
+        except OSError as error:
+            raise TrainingError(f"{folder / name} cannot be written: {error.strerror}") from None
+    return folder / EVALUATION_FILE
 
 
-def show(console: Console, rows: Sequence[Row], *, num_prompts: int, skipped: str | None) -> None:
-    """Prints the table, then the reply of median length of each preference."""
-    console.print(_table(rows, num_prompts))
+def show(console: Console, results: Results, *, num_prompts: int, skipped: str | None) -> None:
+    """Prints a sentence a preference, the tables, then the reply of median length of each preference.
+
+    `skipped` says why nobody was prompted, where that is so.
+    """
+    for row in results.rows:
+        console.print(row.sentence, markup=False, highlight=False, soft_wrap=True)
+    console.print(_table(results.rows, num_prompts))
+    for table in (_curves(results), _mixes(results), _log_odds(results)):
+        if table.row_count:
+            console.print(table)
     if skipped:
         console.print(f"nobody was prompted: {skipped}", markup=False, soft_wrap=True)
-    for row in rows:
+    for figure, why in results.skipped.items():
+        console.print(f"{figure} was not measured: {why}", markup=False, soft_wrap=True)
+    for row in results.rows:
         heading = f"\n{row.preference}, the reply of median length, to {row.example.prompt!r}:"
         console.print(heading, markup=False, highlight=False, style="bold", soft_wrap=True)
         console.print(row.example.reply.strip(), markup=False, highlight=False, soft_wrap=True)
@@ -73,6 +100,18 @@ def failures(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row.below_bound
     ]
+
+
+def _preference(row: Row) -> dict[str, Any]:
+    return {
+        **asdict(row),
+        "median_controlled": row.median_controlled,
+        "median_uncontrolled": row.median_uncontrolled,
+        "median_prompted": row.median_prompted,
+        "below_bound": row.below_bound,
+        "verdict": row.verdict.value,
+        "sentence": row.sentence,
+    }
 
 
 def _table(rows: Sequence[Row], num_prompts: int) -> Table:
@@ -95,6 +134,47 @@ def _table(rows: Sequence[Row], num_prompts: int) -> Table:
             _share(row.holds_vs_uncontrolled),
             _percent(row.finished.share),
             style="red" if row.below_bound else None,
+        )
+    return table
+
+
+def _curves(results: Results) -> Table:
+    table = Table("control", "attribute", title="Strength: median of the attribute")
+    for heading in ("strength: median", "rank correlation", "monotone", "recommended"):
+        table.add_column(heading, justify="right")
+    for curve in results.curves:
+        table.add_row(
+            curve.preference,
+            curve.attribute,
+            "  ".join(f"{point.strength:g}: {point.median.value:.4g}" for point in curve.points),
+            f"{curve.rank_correlation.value:.2f}",
+            "yes" if curve.monotone else "no",
+            f"{curve.recommended:g}",
+        )
+    return table
+
+
+def _mixes(results: Results) -> Table:
+    table = Table("mix", title="Mixes: both properties at once")
+    for heading in ("both", "prompted both", "first", "second"):
+        table.add_column(heading, justify="right")
+    for mix in results.mixes:
+        name = " + ".join(f"{preference}={mix.strength:g}" for preference in mix.preferences)
+        table.add_row(name, _share(mix.both), _share(mix.prompted_both), _share(mix.first), _share(mix.second))
+    return table
+
+
+def _log_odds(results: Results) -> Table:
+    table = Table("control", "opposite", title="How far each control prefers its own side of paired replies")
+    for heading in ("nats a token", "prefers its own"):
+        table.add_column(heading, justify="right")
+    for odds in results.log_odds:
+        mean = odds.mean
+        table.add_row(
+            odds.preference,
+            odds.opposite,
+            f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
+            _share(odds.prefers_own),
         )
     return table
 

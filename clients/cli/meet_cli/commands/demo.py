@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from meet_cli.asking import Servers
 from meet_cli.commands.train import train_with_progress
 from meet_cli.errors import CommandError
-from meet_cli.evaluating import Servers, evaluate_bundle, refuse_failures, show
+from meet_cli.evaluating import evaluate_bundle, refuse_failures, show
 from meet_cli.extras import require, require_engine
 from meet_cli.figures import json_option, write_figures
 from meet_cli.local_server import meet_server_command, running_server

@@ -1,0 +1,318 @@
+"""Every figure of an evaluation on replies that were made by hand, against values derived by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meet_training.errors import TrainingError
+from meet_training.evaluation.bootstrap import bootstrap, mean_of, median_of
+from meet_training.evaluation.figures import Share, holds, mean_difference, same_share, share_of
+from meet_training.evaluation.leakage import leakage
+from meet_training.evaluation.length_limits import length_violations
+from meet_training.evaluation.log_odds import Score, Scored, log_odds
+from meet_training.evaluation.mixes import Side, mixed
+from meet_training.evaluation.replies import Reply
+from meet_training.evaluation.side_effects import broken, parity, repeated_share, side_effects
+from meet_training.evaluation.similarity import EmbeddingSimilarity, LexicalOverlap, similarity_of
+from meet_training.evaluation.strength import Curve, curve, rank_correlations
+from meet_training.evaluation.verdict import Verdict, judge, sentence
+
+NUM_SIMULATIONS = 400
+
+
+class TestIntervals:
+    """95% of the intervals hold the truth; with 400 of them, 92% to 98% is within 2.75 standard errors."""
+
+    @pytest.mark.parametrize("num_prompts", [40, 100])
+    def test_of_a_mean_cover_the_truth(self, num_prompts: int) -> None:
+        generator = np.random.default_rng(1)
+        samples = generator.normal(3.0, 2.0, size=(NUM_SIMULATIONS, num_prompts))
+        estimates = [mean_of(sample) for sample in samples]
+        assert 0.92 <= np.mean([each.low <= 3.0 <= each.high for each in estimates]) <= 0.98
+
+    def test_of_a_median_cover_the_truth(self) -> None:
+        generator = np.random.default_rng(2)
+        samples = generator.exponential(1.0, size=(NUM_SIMULATIONS, 80))
+        estimates = [median_of(sample) for sample in samples]
+        assert 0.92 <= np.mean([each.low <= math.log(2) <= each.high for each in estimates]) <= 0.98
+
+    @pytest.mark.parametrize("share", [0.5, 0.8, 0.9, 0.98])
+    def test_of_a_share_cover_the_truth(self, share: float) -> None:
+        covered = 0.0  # exactly, from the probability of each count
+        for count in range(101):
+            each = share_of(count, 100)
+            likely = math.comb(100, count) * share**count * (1 - share) ** (100 - count)
+            covered += likely * (each.low <= share <= each.high)
+        assert 0.93 <= covered <= 0.98
+
+    def test_of_a_comparison_of_equals_leave_out_a_half_in_one_of_twenty(self) -> None:
+        pairs = np.random.default_rng(4).normal(size=(NUM_SIMULATIONS, 2, 60)).tolist()
+        found = [holds(ours, theirs, higher=True) for ours, theirs in pairs]
+        assert 0.02 <= np.mean([each.better or each.worse for each in found]) <= 0.08
+
+    def test_of_a_share_by_the_bootstrap_are_a_binomials(self) -> None:
+        # Of 4 prompts 2 hold: a resample has 0 or 4 of them in 1/16 of cases each, more than the 2.5% cut off.
+        half = share_of(2, 4)
+        assert (half.bootstrap_low, half.bootstrap_high) == (0.0, 1.0)
+        whole = share_of(4, 4)
+        assert (whole.bootstrap_low, whole.bootstrap_high) == (1.0, 1.0)
+        assert whole.low == pytest.approx(4 / (4 + 3.841459), abs=1e-6)  # Wilson's: n / (n + z^2)
+
+    def test_are_the_same_for_the_same_values_and_keep_pairs_together(self) -> None:
+        assert mean_of([1.0, 2.0, 7.0]) == mean_of([1.0, 2.0, 7.0])
+        always_one = bootstrap(
+            [[1.0, 2.0], [5.0, 6.0], [8.0, 9.0]], lambda drawn: (drawn[..., 1] - drawn[..., 0]).mean(1)
+        )
+        assert (always_one.value, always_one.low, always_one.high, always_one.num_prompts) == (1.0, 1.0, 1.0, 3)
+
+    def test_of_no_prompts_there_are_none(self) -> None:
+        with pytest.raises(ValueError, match="at least one prompt"):
+            mean_of([])
+
+
+class TestHolds:
+    def test_advantage_counts_both_sides_and_ties_for_neither(self) -> None:
+        # 5 > 4 and 3 > 1 on the asked side, 1 < 2 on the other, 7 = 7 on none: 2 of 4, 2 of 3 decided, (2 - 1) / 4.
+        more = holds([5, 3, 1, 7], [4, 1, 2, 7], higher=True)
+        assert (more.share, more.advantage.value) == (0.5, 0.25)
+        assert more.decided is not None
+        assert (more.decided.share, more.decided.num_prompts) == (pytest.approx(2 / 3), 3)
+        assert holds([5, 3, 1, 7], [4, 1, 2, 7], higher=False).advantage.value == -0.25
+        assert mean_difference([5, 3, 1, 7], [4, 1, 2, 7]).value == 0.5  # (1 + 2 - 1 + 0) / 4
+
+    def test_two_identical_controls_are_not_distinguishable(self) -> None:
+        words = [3.0, 8.0, 2.0, 5.0, 9.0, 1.0] * 5
+        none = holds(words, words, higher=False)
+        assert (none.share, none.advantage.value, none.decided) == (0, 0, None)
+        assert judge(none, share_of(0, 30), None) is Verdict.NOT_DISTINGUISHABLE
+
+    def test_two_controls_that_differ_by_chance_are_not_distinguishable(self) -> None:
+        ours, theirs = np.random.default_rng(5).normal(100, 20, size=(2, 50)).tolist()
+        assert judge(holds(ours, theirs, higher=False), share_of(0, 50), 0.9) is Verdict.NOT_DISTINGUISHABLE
+
+    def test_a_control_with_b_of_0_does_nothing(self) -> None:
+        """Its replies are the uncontrolled ones. Against a real opposite it holds all the same: it is said first."""
+        uncontrolled = [f"reply {n} of some length" for n in range(20)]
+        same = same_share(list(uncontrolled), uncontrolled)
+        assert same.share == 1.0
+        assert judge(holds([5.0] * 20, [1.0] * 20, higher=True), same, None) is Verdict.DOES_NOTHING
+
+    @pytest.mark.parametrize(
+        ("num_asked", "num_other", "num_ties", "bound", "verdict"),
+        [
+            (20, 0, 0, 0.95, Verdict.HOLDS),
+            (18, 2, 0, 0.95, Verdict.TOO_SELDOM),
+            (18, 2, 0, None, Verdict.HOLDS),
+            (8, 0, 12, None, Verdict.TOO_SELDOM),  # never on the wrong side, but seldom on the right one
+            (0, 20, 0, 0.95, Verdict.REVERSED),
+            (11, 9, 0, 0.95, Verdict.NOT_DISTINGUISHABLE),
+            (3, 0, 0, None, Verdict.NOT_DISTINGUISHABLE),  # too few prompts to say
+            (4, 0, 0, None, Verdict.HOLDS),
+        ],
+    )
+    def test_verdicts(
+        self, num_asked: int, num_other: int, num_ties: int, bound: float | None, verdict: Verdict
+    ) -> None:
+        values = [2.0] * num_asked + [0.0] * num_other + [1.0] * num_ties
+        assert judge(holds(values, [1.0] * len(values), higher=True), share_of(0, 20), bound) is verdict
+
+    def test_sentences(self) -> None:
+        share = Share(0.95, 0.764, 0.991, 20, 0.85, 1.0)
+        assert sentence("concise", "words", "detailed", share, Verdict.HOLDS, 0.9) == (
+            "concise holds: measured by words it is on the asked side of detailed on 95% of 20 prompts [76%, 99%]."
+        )
+        told = {verdict: sentence("concise", "words", "detailed", share, verdict, 0.98) for verdict in Verdict}
+        assert told[Verdict.TOO_SELDOM].endswith("[76%, 99%], below the bound of 98%.")
+        assert told[Verdict.NOT_DISTINGUISHABLE].startswith("concise is not distinguishable from detailed: measured")
+        assert told[Verdict.REVERSED].startswith("concise does not hold, it does the reverse: ")
+        assert told[Verdict.DOES_NOTHING] == (
+            "concise does nothing: its replies are those without a control, word for word."
+        )
+
+
+class TestLeakage:
+    def test_matrix(self) -> None:
+        moved, still = [10.0] * 20, [50.0] * 20
+        controlled = {
+            "concise": {"words": moved, "list_share": [0.0] * 20},
+            "bulleted": {"words": moved, "list_share": [1.0] * 20},
+        }
+        asked = {"concise": "words", "bulleted": "list_share"}
+        cells = leakage(controlled, {"words": still, "list_share": [0.0] * 20}, asked)
+        assert [(cell.preference, cell.attribute, cell.asked, cell.leaks) for cell in cells] == [
+            ("concise", "words", True, False),
+            ("concise", "list_share", False, False),
+            ("bulleted", "words", False, True),
+            ("bulleted", "list_share", True, False),
+        ]
+        assert [(cell.more.advantage.value, cell.difference.value) for cell in cells] == [
+            (-1, -40),
+            (0, 0),
+            (-1, -40),
+            (1, 1),
+        ]
+
+
+STRENGTHS = (-1.0, 0.0, 1.0, 1.5)
+
+
+def words_at(*medians: float) -> dict[float, list[float]]:
+    """Values at each of STRENGTHS whose medians are those given."""
+    return {strength: [median - 1, median, median + 1] for strength, median in zip(STRENGTHS, medians, strict=True)}
+
+
+def concise(values: dict[float, list[float]], broken_at: dict[float, int] | None = None) -> Curve:
+    """The curve of a control that is to be below 100 at every strength."""
+    counts = broken_at or {}
+    flags = {strength: [n < counts.get(strength, 0) for n in range(3)] for strength in values}
+    others = dict.fromkeys(values, [100.0] * 3)
+    return curve("concise", "words", values, flags, others, higher=False, against="detailed")
+
+
+class TestStrength:
+    def test_a_control_that_follows_its_strength(self) -> None:
+        falling = concise(words_at(200, 120, 40, 20))
+        assert [point.median.value for point in falling.points] == [200, 120, 40, 20]
+        assert [point.holds.share for point in falling.points] == [0, 0, 1, 1]
+        assert falling.monotone
+        assert falling.rank_correlation.value == 1.0
+        assert falling.recommended == 1.0  # 1 and 1.5 hold alike: the one nearer 1
+        calibration = falling.calibration
+        assert (calibration.attribute, calibration.recommended) == ("words", 1.0)
+        assert (calibration.strengths, calibration.medians) == (STRENGTHS, (200, 120, 40, 20))
+
+    def test_one_that_turns_back(self) -> None:
+        # Ranks of the words 4, 3, 1, 2 beside those of the strengths 1, 2, 3, 4: rho = 1 - 6 * (9 + 1 + 4 + 4) / 60,
+        # which is -0.8, and fewer words were asked for.
+        turning = concise(words_at(200, 120, 20, 40))
+        assert not turning.monotone
+        assert turning.rank_correlation.value == pytest.approx(0.8)
+
+    def test_one_that_does_nothing_is_neither_monotone_nor_correlated(self) -> None:
+        flat = concise(words_at(120, 120, 120, 120))
+        assert not flat.monotone
+        assert flat.rank_correlation.value == 0
+        assert flat.recommended == 1.0
+
+    def test_the_strength_that_holds_most_often_is_recommended(self) -> None:
+        assert concise(words_at(200, 120, 100, 20)).recommended == 1.5  # at 1: 99 < 100 alone
+
+    def test_a_strength_that_breaks_replies_is_not(self) -> None:
+        assert concise(words_at(200, 120, 100, 20), {1.5: 1}).recommended == 1.0
+        assert concise(words_at(200, 120, 100, 20), {1.0: 3, 1.5: 3}).recommended == 1.0
+
+    def test_ties_have_their_mean_rank(self) -> None:
+        # Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5).
+        medians = np.array([[1.0, 2.0, 2.0, 3.0]])
+        assert rank_correlations([0, 1, 2, 3], medians)[0] == pytest.approx(4.5 / math.sqrt(22.5))
+
+    def test_a_curve_needs_strengths(self) -> None:
+        with pytest.raises(ValueError, match="two strengths, one of them above 0"):
+            curve("c", "words", {0.0: [1.0]}, {0.0: [False]}, {0.0: [1.0]}, higher=True, against="d")
+
+
+class TestMixes:
+    def test_both_properties_at_once(self) -> None:
+        short = Side("concise", "detailed", [1, 1, 9, 1], [5, 5, 5, 5], higher=False)  # holds on 1, 2 and 4
+        listed = Side("bulleted", "prose", [1.0, 0.0, 1.0, 1.0], [0.0] * 4, higher=True)  # on 1, 3 and 4
+        both = mixed(short, listed, 0.5)
+        assert (both.preferences, both.against, both.strength) == (("concise", "bulleted"), ("detailed", "prose"), 0.5)
+        assert (both.both.share, both.first.share, both.second.share) == (0.5, 0.75, 0.75)
+        assert both.prompted_both is None
+        never = replace(short, values=[9, 9, 9, 9])
+        prompted = mixed(short, listed, 0.5, (never, listed)).prompted_both
+        assert prompted is not None
+        assert prompted.share == 0
+
+
+class TestLogOdds:
+    def test_in_nats_a_token(self) -> None:
+        # Own reply of 10 tokens: -20 to -10 is +1 a token. The other of 20: -30 to -40 is -0.5. 1 - (-0.5) = 1.5.
+        own = Scored(Score(-10.0, 10), Score(-20.0, 10))
+        other = Scored(Score(-40.0, 20), Score(-30.0, 20))
+        against = Scored(Score(-30.0, 10), Score(-20.0, 10))  # -1 a token: -1 - (-0.5) = -0.5
+        found = log_odds("concise", "detailed", [own, own, against], [other] * 3)
+        assert found.mean.value == pytest.approx((1.5 + 1.5 - 0.5) / 3)
+        assert found.prefers_own.share == pytest.approx(2 / 3)
+
+    def test_a_control_with_b_of_0_prefers_nothing(self) -> None:
+        same = [Scored(Score(-float(n), n), Score(-float(n), n)) for n in range(3, 9)]
+        found = log_odds("concise", "detailed", same, same)
+        assert (found.mean.value, found.mean.low, found.mean.high, found.prefers_own.share) == (0, 0, 0, 0)
+
+
+class TestSideEffects:
+    def test_runs_that_stood_before(self) -> None:
+        assert repeated_share("a b c d e f g") == 0
+        assert repeated_share("one two three") == 0
+        # 12 words have 9 runs of four, of "a b c d" said three times: abcd bcda cdab dabc, each again.
+        assert repeated_share("a b c d A b c d a b c d") == pytest.approx(5 / 9)
+
+    def test_rates(self) -> None:
+        fine, cut, loop = Reply("a b c d e", True, 5), Reply("a b", False, 2), Reply("x y z w " * 5, True, 20)
+        assert [broken(reply) for reply in (fine, cut, loop)] == [False, True, True]
+        found = side_effects("concise", [fine, cut, loop, fine], [fine, fine, fine, fine], LexicalOverlap())
+        assert (found.repeats.share, found.truncated.share) == (0.25, 0.25)
+        # 1, then 2 * 2 / (2 + 5), then 0, then 1.
+        assert found.similarity is not None
+        assert found.similarity.value == pytest.approx((1 + 4 / 7 + 0 + 1) / 4)
+
+    def test_uncontrolled_replies_are_compared_with_none(self) -> None:
+        assert side_effects("uncontrolled", [Reply("a", True, 1)], None, LexicalOverlap()).similarity is None
+
+    def test_parity_with_the_base(self) -> None:
+        base = [Reply("a b", True, 2), Reply("c d", True, 2)]
+        scores = ([Score(-4.0, 2), Score(-2.0, 2)], [Score(-2.0, 2), Score(-2.0, 2)])
+        found = parity([Reply("a b", True, 2), Reply("c e", True, 2)], base, LexicalOverlap(), scores)
+        assert found.same.share == 0.5
+        assert found.similarity.value == pytest.approx((1 + 0.5) / 2)
+        assert found.meet_perplexity is not None
+        assert found.base_perplexity is not None
+        assert found.ratio is not None
+        assert found.meet_perplexity.value == pytest.approx(math.exp(6 / 4))
+        assert found.base_perplexity.value == pytest.approx(math.exp(4 / 4))
+        assert found.ratio.value == pytest.approx(math.exp(0.5))
+        # Prompts are drawn in pairs: all of the first is e^(4/2 - 2/2), all of the second is 1.
+        assert (found.ratio.low, found.ratio.high) == pytest.approx((1.0, math.e))
+
+    def test_parity_without_scores(self) -> None:
+        reply = [Reply("a", True, 1)]
+        assert parity(reply, reply, LexicalOverlap(), None).ratio is None
+
+
+class TestSimilarity:
+    def test_overlap_of_words(self) -> None:
+        measured = LexicalOverlap().of(["The cat sat.", "", "a a b"], ["the CAT ran", "", "a c"])
+        assert measured == pytest.approx([2 * 2 / 6, 1.0, 2 * 1 / 5])
+        assert "not meaning" in similarity_of(None).name
+
+    def test_an_embedding_model_of_a_folder(self, tmp_path: Path) -> None:
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+        words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "cat": 2, "dog": 3, "runs": 4}, unk_token="[UNK]"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        folder = tmp_path / "tiny-embedding"
+        PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+        size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        BertModel(BertConfig(vocab_size=5, **size)).save_pretrained(folder)
+        similarity = similarity_of(folder)
+        assert similarity.name == "cosine of embeddings by tiny-embedding"
+        # Padding in a batch changes nothing: the short text is the same beside a long one.
+        same, other, alone = similarity.of(["cat", "cat", "cat runs runs"], ["cat", "dog runs", "cat runs runs"])
+        assert (same, alone) == pytest.approx((1.0, 1.0), abs=1e-5)
+        assert other < 0.999
+
+    def test_a_folder_that_holds_none(self, tmp_path: Path) -> None:
+        with pytest.raises(TrainingError, match="holds no embedding model"):
+            EmbeddingSimilarity(tmp_path)
+
+
+def test_length_violations() -> None:
+    found = length_violations("concise", 3, ["one two three", "one two three four", "one", "a b c d e"])
+    assert (found.violated.share, found.words.value) == (0.5, 3.5)  # 3 is not more than 3

@@ -1,0 +1,64 @@
+"""One sentence a preference that a sceptic may quote: whether it holds, and what speaks against it. Pure.
+
+Knows figures alone, not where they come from. The first that is true decides:
+
+- *does nothing*: the controlled reply is the uncontrolled one, word for word, on nearly every prompt;
+- *not distinguishable*: of the prompts that are no ties with its opposite (with no control, where it has none)
+  about half are on the asked side, as far as the interval tells, or there are none;
+- *reversed*: fewer than half are;
+- *too seldom*: more than half are, but it holds on fewer prompts than its bound, or than `MOST` where there is none;
+- *holds*: neither.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from meet_training.evaluation.figures import Holds, Share
+
+SAME_TEXT = 0.9
+"""Share of replies that are the uncontrolled ones from which a control does nothing. Not 1: in bfloat16 a near tie
+can fall either way from one batch to the next."""
+
+MOST = 0.5
+"""The bound of a preference for which the configuration names none."""
+
+
+class Verdict(StrEnum):
+    """What the figures say of a preference."""
+
+    HOLDS = "holds"
+    TOO_SELDOM = "too seldom"
+    NOT_DISTINGUISHABLE = "not distinguishable"
+    REVERSED = "reversed"
+    DOES_NOTHING = "does nothing"
+
+
+def judge(holds: Holds, same_as_uncontrolled: Share, bound: float | None) -> Verdict:
+    """The verdict; `holds` is against the opposite, or against no control where there is none."""
+    if same_as_uncontrolled.share >= SAME_TEXT:
+        return Verdict.DOES_NOTHING
+    if holds.worse:
+        return Verdict.REVERSED
+    if not holds.better:
+        return Verdict.NOT_DISTINGUISHABLE
+    return Verdict.TOO_SELDOM if holds.share < (MOST if bound is None else bound) else Verdict.HOLDS
+
+
+def sentence(preference: str, attribute: str, against: str, holds: Share, verdict: Verdict, bound: float | None) -> str:
+    """The verdict in words; `against` is the opposite's name, or `no control`."""
+    percent, low, high = (f"{100 * value:.0f}%" for value in (holds.share, holds.low, holds.high))
+    counted = f"{percent} of {holds.num_prompts} prompts [{low}, {high}]"
+    sides = f"measured by {attribute} it is on the asked side of {against} on {counted}"
+    match verdict:
+        case Verdict.DOES_NOTHING:
+            return f"{preference} does nothing: its replies are those without a control, word for word."
+        case Verdict.NOT_DISTINGUISHABLE:
+            return f"{preference} is not distinguishable from {against}: {sides}."
+        case Verdict.REVERSED:
+            return f"{preference} does not hold, it does the reverse: {sides}."
+        case Verdict.TOO_SELDOM:
+            least = MOST if bound is None else bound
+            return f"{preference} holds too seldom: {sides}, below the bound of {100 * least:.0f}%."
+        case Verdict.HOLDS:
+            return f"{preference} holds: {sides}."
