@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +20,13 @@ SMALL = {
     "examples_per_preference": 16,
     "stage1": {"epochs": 3, "learning_rate": 2.0e-3, "batch_size": 2},
     "stage2": {"epochs": 0.5, "learning_rate": 3.0e-5, "control_learning_rate": 1.0e-3, "batch_size": 4},
+}
+
+SOFT = {
+    "controls": {"kind": "soft_prompt", "num_virtual_tokens": 16},
+    "examples_per_preference": 8,
+    "stage1": {"epochs": 3, "batch_size": 2},
+    "stage2": {"epochs": 0},
 }
 
 
@@ -33,10 +42,19 @@ def all_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def real_bundle(all_threads: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """`meet train` on the demo's configuration, cut to one axis and few examples."""
-    folder = tmp_path_factory.mktemp("real")
+    return train(tmp_path_factory.mktemp("real"), SMALL)
+
+
+@pytest.fixture(scope="session")
+def real_soft_bundle(all_threads: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same with soft prompts after the prompt, stage 1 alone."""
+    return train(tmp_path_factory.mktemp("real-soft"), SOFT)
+
+
+def train(folder: Path, more: dict[str, Any]) -> Bundle:
     config = yaml.safe_load((EXAMPLES / "train.yaml").read_text())
     kept = ("concise", "detailed")
-    config |= SMALL | {
+    config |= more | {
         "output": str(folder / "bundle"),
         "data": [{"path": str(EXAMPLES / "data.train.jsonl"), "labels": {name: name for name in kept}}],
         "preferences": {name: config["preferences"][name] for name in kept},
@@ -49,11 +67,24 @@ def real_bundle(all_threads: None, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def real_server(all_threads: None, real_bundle: Bundle) -> Iterator[str]:
+def real_server(real_bundle: Bundle) -> Iterator[str]:
     """Address of a server of that bundle, in float32, where equal tokens can be asked for."""
+    with serving(real_bundle) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def real_soft_server(real_soft_bundle: Bundle) -> Iterator[str]:
+    """The same of the soft prompts."""
+    with serving(real_soft_bundle) as url:
+        yield url
+
+
+@contextmanager
+def serving(bundle: Bundle) -> Iterator[str]:
     from meet_cli.local_server import free_port, meet_server_command, running_server
 
     port = free_port()
-    command = meet_server_command(real_bundle.path, port, ("--dtype=float32", "--max-model-len=1024"))
+    command = meet_server_command(bundle.path, port, ("--dtype=float32", "--max-model-len=1024"))
     with running_server(command, port, what="the server") as server:
         yield server.url

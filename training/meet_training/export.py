@@ -66,7 +66,7 @@ def _with_probes(folder: Path, manifest: Manifest, trained: Trained) -> Manifest
 
     # Read back, so that the probes are of the files.
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
-    num_tokens = min((p.first_token_id for p in manifest.preferences if p.first_token_id is not None), default=None)
+    num_tokens = manifest.first_virtual_id
 
     def proved(preference: Preference) -> Preference:
         control = load_control(folder, manifest, preference.name)
