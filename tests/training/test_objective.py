@@ -87,7 +87,8 @@ def test_the_reference_is_the_log_probability_under_the_base(model: Any) -> None
     reference = reference_logprobs(model, pairs, 8, pad_id=0, device=CPU)
     for pair in pairs:
         for reply, found in zip((pair.reply_ids, pair.rejected_ids or ()), reference[pair], strict=True):
-            logprobs = model(torch.tensor([[*pair.prompt_ids, *reply]])).logits[0].log_softmax(-1)
+            logits = model(torch.tensor([[*pair.prompt_ids, *reply]])).logits[0].detach()
+            logprobs = logits.log_softmax(-1)
             start = len(pair.prompt_ids)
             assert found == pytest.approx(sum(float(logprobs[start + i - 1, t]) for i, t in enumerate(reply)), abs=1e-4)
 
