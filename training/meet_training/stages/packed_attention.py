@@ -9,7 +9,6 @@ T tokens of a row, L tokens of an example, H heads, G key-value heads, D head si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,7 +69,7 @@ def attend(
     return attended[None], None
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], scale: float) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float) -> Tensor:
     """PyTorch's own, which keeps no weights, example by example. -> (T, H, D)"""
     examples = zip(*(torch.split(tensor[None], lengths, dim=2) for tensor in (q, k, v)), strict=True)
     attended = [
