@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_train.py [--json FILE] [--examples N] [--repeats R] [--search] [--quick]
 
 Every job is a process of its own, timed from its start to its saved adapters. TRL trains one control after another in
-one process, with the settings that `--search` found best here. Both sides' adapters are evaluated by plain
+one process, with the settings of `TRL`; `--search` times others. Both sides' adapters are evaluated by plain
 transformers and PEFT. Where a bound is missed the exit status is 1.
 """
 
@@ -32,7 +32,8 @@ from train_switches import SWITCHES  # noqa: E402
 
 CONFIG = HERE.parent.parent / "examples" / "demo" / "train.yaml"
 
-# The quickest of SEARCH on two cores without AMX.
+# Two rows at a time, grouped by length, adapters in bfloat16: the quickest or nearly so of those timed on two cores
+# without AMX. Eager attention is assumed to help, from its own time in bfloat16 there; docs/EXPERIMENTS.md.
 TRL: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             report = {"sides": sides(bench, options.repeats)}
             if not options.quick:
-                report["without"] = without_each(bench)
+                report |= {"without": without_each(bench), "prompt_cache": prompt_cache(bench)}
     report = {**machine(), "examples": options.examples, **report}
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -143,6 +144,16 @@ def compared(figures: dict[str, Any]) -> dict[str, Any]:
         print(f"stage 1 / TRL, {name}: {ratio:.3f}")
     print(", ".join(f"{name} bound {'holds' if held else 'BROKEN'}" for name, held in holds.items()), flush=True)
     return {"ratios": ratios, "holds": holds}
+
+
+def prompt_cache(bench: Bench) -> dict[str, float]:
+    """Soft prompts after the prompt, with prompts computed once for all controls and epochs, over without."""
+    soft = ("controls={kind: soft_prompt, placement: after_prompt}", "stage1.epochs=2", "stage1.learning_rate=1e-2")
+    cached = run(bench.job("stage1", more=soft))
+    anew = run(bench.job("stage1", more=(*soft, "speed.prompt_cache_mib=0")))
+    ratios = {name: round(getattr(cached, name) / getattr(anew, name), 3) for name in ("rate", "loop_rate", "peak_mib")}
+    print(f"soft prompts, with the prompt cache / without: {json.dumps(ratios)}", flush=True)
+    return ratios
 
 
 def without_each(bench: Bench) -> list[dict[str, Any]]:

@@ -80,7 +80,8 @@ def stage1(job: Job) -> Done:
     trained_on: dict[str, list[Seen]] = {}
     with switched_off(job.without) as alone:
         for names in [[name] for name in examples] if alone else [list(examples)]:
-            run = Stage1(config, resolve_base(config.base), {name: examples[name] for name in names})
+            own = config.model_copy(update={"preferences": {name: config.preferences[name] for name in names}})
+            run = Stage1(own, resolve_base(config.base), {name: examples[name] for name in names})
             run.stage1()
             loop_s += run.record.seconds["stage1"]
             for control, name in enumerate(names):
