@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help setup demo test test-gpu test-engines test-slow check format bench-serve lock clean
+.PHONY: help setup demo test test-gpu test-engines test-slow check format bench-serve bench-train lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ format: setup  ## format and mend what can be mended
 bench-serve: setup  ## what control costs, as ratios; JSON=FILE writes the figures
 	@$(BIN)/python tests/benchmarks/bench_serve.py $(if $(JSON),--json $(JSON)); served=$$?; \
 	$(BIN)/python tests/benchmarks/bench_lora.py $(if $(JSON),--json $(JSON:.json=.lora.json)) && exit $$served
+
+bench-train: setup  ## stage 1 beside TRL's SFTTrainer: speed, memory, loss; JSON=FILE writes the figures
+	@$(BIN)/python tests/benchmarks/bench_train.py $(if $(JSON),--json $(JSON))
 
 lock:  ## make the lock files anew (needs uv)
 	@requirements/lock.sh

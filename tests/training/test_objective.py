@@ -198,3 +198,29 @@ def test_a_pair_stays_in_one_pass_and_counts_twice() -> None:
     assert [[item.num_rows for item in group] for group in groups] == [[2], [2], [1]]
     assert [len(group) for group in passes(items, 10**6)] == [3]
     assert [len(group) for group in passes(items, 18, packed=True)] == [3]
+
+
+def test_packed_groups_are_few_and_nearly_equal() -> None:
+    items = [Item(i % 3, Rendered((1,), (2,) * (length - 1))) for i, length in enumerate((9, 8, 5, 5, 4, 3))]
+    groups = passes(items, 17, packed=True)
+    assert sorted(len(item.rendered) for group in groups for item in group) == [3, 4, 5, 5, 8, 9]
+    assert [sum(item.num_tokens for item in group) for group in groups] == [17, 17]
+    assert all([item.control for item in group] == sorted(item.control for item in group) for group in groups)
+    # An example that is too long stands alone, and no examples make no groups.
+    assert [len(group) for group in passes(items, 7, packed=True)][:2] == [1, 1]
+    assert max(sum(item.num_tokens for item in group) for group in passes(items[2:], 7, packed=True)) <= 7
+    assert passes([], 7, packed=True) == []
+
+
+def test_rows_of_logits_worked_on_apart_give_the_same(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.requires_grad_(False)
+    controls = random_controls(model)
+    found = []
+    for tile in (1 << 20, 1):  # all rows, one row
+        monkeypatch.setattr("meet_training.stages.reply_nll._TILE", tile)
+        losses = backward(model, controls, ITEMS, loop())
+        found.append([torch.tensor(list(losses.values())), *(p.grad.clone() for p in controls.parameters_of(1))])
+        for parameter in (*controls.parameters_of(0), *controls.parameters_of(1)):
+            parameter.grad = None
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

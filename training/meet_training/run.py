@@ -20,6 +20,7 @@ from meet_training.data import forms
 from meet_training.data.batches import Schedule, make_schedule, num_uncontrolled
 from meet_training.data.render import Rendered, check_tokenizer, render_all
 from meet_training.export import Trained, export
+from meet_training.stages import packed_attention
 from meet_training.stages.base_replies import base_replies
 from meet_training.stages.checkpoint import CheckpointFolder, run_key
 from meet_training.stages.machine import Machine, choose_dtype
@@ -272,7 +273,7 @@ class Run:
 
     def _loop_config(self, name: str, stage: Stage1Config | Stage2Config, model: PreTrainedModel) -> LoopConfig:
         speed, share = self.config.speed, stage.uncontrolled_share
-        flash = "flash" in str(model.config._attn_implementation)
+        prompt_cache = self._prompt_cache(model) if name == "stage1" else None
         return LoopConfig(
             stage=name,
             machine=self.machine,
@@ -281,10 +282,10 @@ class Run:
             autocast=self.dtype == torch.bfloat16 and name == "stage2",
             seed=self.config.seed,
             objective=self.objective,
-            packed=speed.packing == "always" or (speed.packing == "auto" and flash),
+            packed=prompt_cache is None and packed_attention.packs(model, speed, self.machine.device),
             loss_chunk=speed.loss_chunk,
             uncontrolled_weight=len(self.rendered) * share / (1 - share),
-            prompt_cache=self._prompt_cache(model) if name == "stage1" else None,
+            prompt_cache=prompt_cache,
             sharded=self.sharded,
         )
 

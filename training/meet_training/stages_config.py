@@ -94,7 +94,8 @@ class SpeedConfig(Section):
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more arithmetic")
     packing: Literal["auto", "never", "always"] = Field(
         default="auto",
-        description="several examples in one row, kept apart by the attention; auto: where it is FlashAttention",
+        description="several examples in one row, kept apart by the attention; auto: where it is FlashAttention, and "
+        "on CPUs where an attention of our own can stand in for the model's",
     )
     attention: str | None = Field(
         default=None, description="transformers' attn_implementation: `sdpa`, `flash_attention_2`; by default its own"

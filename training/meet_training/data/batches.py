@@ -122,11 +122,13 @@ def passes(items: Sequence[Item], max_tokens: int, *, packed: bool = False) -> l
 
     Controls are mixed freely: a group goes over the model once, whatever controls are in it. Inside a group
     rows are sorted by control. An example longer than `max_tokens` makes a group of its own. Where rows are
-    `packed` nothing is padding, and a group is filled to the sum of its lengths.
+    `packed` nothing is padding: there are as few groups as can be, of nearly equal sums of lengths.
     """
+    if packed:
+        return [sorted(group, key=lambda item: item.control) for group in _equal_groups(items, max_tokens)]
     groups: list[list[Item]] = []
     for item in sorted(items, key=lambda item: (-item.length, item.control)):
-        if not groups or tokens_on_the_way([*groups[-1], item], packed=packed) > max_tokens:
+        if not groups or tokens_on_the_way([*groups[-1], item], packed=False) > max_tokens:
             groups.append([])
         groups[-1].append(item)
     return [sorted(group, key=lambda item: item.control) for group in groups]
@@ -137,3 +139,18 @@ def tokens_on_the_way(group: Sequence[Item], *, packed: bool) -> int:
     if packed:
         return sum(item.num_tokens for item in group)
     return max(item.length for item in group) * sum(item.num_rows for item in group)
+
+
+def _equal_groups(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
+    """The longest example first, each into what is then the smallest group; the largest group comes first."""
+    in_order = sorted(items, key=lambda item: (-item.num_tokens, item.control))
+    for num in range(max(1, math.ceil(sum(item.num_tokens for item in items) / max_tokens)), len(items) + 1):
+        groups: list[list[Item]] = [[] for _ in range(num)]
+        sizes = [0] * num
+        for item in in_order:
+            smallest = sizes.index(min(sizes))
+            groups[smallest].append(item)
+            sizes[smallest] += item.num_tokens
+        if all(size <= max_tokens or len(group) == 1 for size, group in zip(sizes, groups, strict=True)):
+            break
+    return [groups[i] for i in sorted(range(num), key=lambda i: -sizes[i])] if items else []

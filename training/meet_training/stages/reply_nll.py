@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from meet_training.stages import packed_attention
 from meet_training.stages.layout import Batch
 
 # What some models do to logits behind their output layer (fields of their configuration, and the value for "nothing").
@@ -25,6 +26,9 @@ _AFTER_LOGITS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_
 
 # Logits that are kept for the backward pass rather than computed again there: 256 MiB in float32.
 _MAX_KEPT_LOGITS = 1 << 26
+
+# Logits that are worked on at a time on CPUs, 4 MiB in float32.
+_TILE = 1 << 20
 
 
 def reply_nll(model: nn.Module, batch: Batch, *, chunk: int = 256, **prompt_cache: Any) -> Tensor:
@@ -35,7 +39,7 @@ def reply_nll(model: nn.Module, batch: Batch, *, chunk: int = 256, **prompt_cach
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     given: dict[str, Any] = {"input_ids": batch.ids, "use_cache": bool(prompt_cache), **prompt_cache}
     if batch.positions is not None:
-        given["position_ids"] = batch.positions
+        given |= {"position_ids": batch.positions, **packed_attention.arguments(model, batch.positions)}
     if not _is_plain(model, head):
         with _only_at(head, batch.predicts):
             logits: Tensor = model(**given).logits  # (1, M, V)
@@ -63,13 +67,11 @@ class _FrozenHeadNll(torch.autograd.Function):
         """hidden (m, H), weight (V, H), targets (m,) -> (m,) float32."""
         dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else None
         h, w = (hidden, weight) if dtype is None else (hidden.to(dtype), weight.to(dtype))
-        logits = (h @ w.t()).float()
-        normaliser = logits.logsumexp(-1)
-        nll = normaliser - logits.gather(1, targets[:, None])[:, 0]
-        if ctx.needs_input_grad[0]:
-            probabilities = logits.sub_(normaliser[:, None]).exp_()
-            probabilities[torch.arange(len(targets), device=targets.device), targets] -= 1.0
-            ctx.save_for_backward((probabilities.to(w.dtype) @ w).to(hidden.dtype))
+        logits = h @ w.t()  # (m, V)
+        wanted = ctx.needs_input_grad[0]
+        nll = _nll_of_logits(logits, targets, turn_into_gradient=wanted)
+        if wanted:
+            ctx.save_for_backward((logits @ w).to(hidden.dtype))
         return nll
 
     @staticmethod
@@ -77,6 +79,27 @@ class _FrozenHeadNll(torch.autograd.Function):
         """The gradient of hidden, (m, H)."""
         (per_token,) = ctx.saved_tensors
         return (per_token * gradients[0][:, None]).to(per_token.dtype), None, None
+
+
+def _nll_of_logits(logits: Tensor, targets: Tensor, *, turn_into_gradient: bool) -> Tensor:
+    """logits (m, V), targets (m,) -> (m,) float32. Leaves softmax - onehot in `logits` where asked to.
+
+    In float32, on CPUs a few rows at a time: what fits in the cache costs a fifth of what goes through memory.
+    """
+    nll = torch.empty(len(targets), device=logits.device)
+    num_rows = max(1, _TILE // logits.shape[1]) if logits.device.type == "cpu" else len(targets)
+    work = torch.empty((min(num_rows, len(targets)), logits.shape[1]), device=logits.device)
+    for piece, target, out in zip(*(torch.split(t, num_rows) for t in (logits, targets, nll)), strict=True):
+        z = work[: len(piece)].copy_(piece)
+        z -= z.amax(-1, keepdim=True)
+        out.copy_(-z.gather(1, target[:, None])[:, 0])
+        total = z.exp_().sum(-1, keepdim=True)
+        out += total[:, 0].log()
+        if turn_into_gradient:
+            z /= total
+            z[torch.arange(len(target), device=target.device), target] -= 1.0
+            piece.copy_(z)
+    return nll
 
 
 def _is_plain(model: nn.Module, head: nn.Module) -> bool:
