@@ -140,7 +140,10 @@ class TestAFullEvaluation:
 
         _, found = evaluated(tmp_path, rule, figures=("leakage",))
         concise, detailed, *_ = found.rows
-        assert concise.sentence == "concise does nothing: its replies are those without a control, word for word."
+        assert concise.sentence == (
+            "concise does nothing: its replies are those without a control, word for word, "
+            "on 100% of 12 prompts [76%, 100%]."
+        )
         assert detailed.verdict.value == "holds"
         assert all(cell.more.advantage.value == 0 for cell in found.leakage if cell.preference == "concise")
 
