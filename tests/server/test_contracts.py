@@ -164,3 +164,24 @@ def test_the_plugin_does_nothing_unless_asked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(plugin.SWITCH, "1")
     plugin.register()
     assert current_platform.get_punica_wrapper() == "meet_server.engine.cpu_lora.DenseLora"
+
+
+def test_what_an_evaluation_reads_of_a_scored_reply() -> None:
+    """`meet eval` sends token ids to completions and reads the log-probability of each by its id as text."""
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponseChoice
+    from vllm.entrypoints.serve.tokenize.protocol import (
+        TokenizeChatRequest,
+        TokenizeCompletionRequest,
+        TokenizeResponse,
+    )
+    from vllm.logprobs import Logprob
+
+    request = CompletionRequest(model="m", prompt=[1, 2], max_tokens=1, temperature=0, prompt_logprobs=0)
+    assert (request.prompt, request.prompt_logprobs) == ([1, 2], 0)
+    choice = CompletionResponseChoice(index=0, text="", prompt_logprobs=[None, {2: Logprob(-1.5, 1, "b")}])
+    assert choice.model_dump(mode="json")["prompt_logprobs"] == [
+        None, {"2": {"logprob": -1.5, "rank": 1, "decoded_token": "b"}},
+    ]  # fmt: skip
+    assert {"messages", "add_generation_prompt"} <= set(TokenizeChatRequest.model_fields)
+    assert {"prompt", "add_special_tokens"} <= set(TokenizeCompletionRequest.model_fields)
+    assert "tokens" in TokenizeResponse.model_fields

@@ -15,7 +15,7 @@ from meet_training.evaluation.evaluation_config import FIGURES, EvaluationConfig
 from meet_training.evaluation.plan import Plan
 from meet_training.evaluation.prompts import Message
 from meet_training.evaluation.strength import MORE_BROKEN, WITHIN
-from meet_training.evaluation.verdict import SAME_TEXT
+from meet_training.evaluation.verdict import MOSTLY_SAME, SAME_TEXT
 
 PAGE = (Path(__file__).parents[2] / "docs" / "EVALUATION.md").read_text()
 FRAGMENTS = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.S)
@@ -33,7 +33,8 @@ def test_figures_and_attributes_are_those_there_are() -> None:
 
 
 def test_the_numbers_are_the_codes() -> None:
-    assert (EvaluationConfig().few, SAME_TEXT, MORE_BROKEN, WITHIN, NUM_RESAMPLES) == (40, 0.9, 0.05, 0.01, 2000)
+    assert (SAME_TEXT, MOSTLY_SAME) == (0.9, 0.5)
+    assert (EvaluationConfig().few, MORE_BROKEN, WITHIN, NUM_RESAMPLES) == (40, 0.05, 0.01, 2000)
     pairs = {"length": ("concise", "detailed"), "format": ("bulleted", "prose")}
     tested = tuple(
         subject.Tested(name, axis, opposite, f"Be {name}.")

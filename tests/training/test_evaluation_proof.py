@@ -11,7 +11,7 @@ import pytest
 
 from meet_training.errors import TrainingError
 from meet_training.evaluation.bootstrap import bootstrap, mean_of, median_of
-from meet_training.evaluation.figures import Share, holds, mean_difference, same_share, share_of
+from meet_training.evaluation.figures import Holds, Share, holds, mean_difference, same_share, share_of
 from meet_training.evaluation.leakage import leakage
 from meet_training.evaluation.length_limits import length_violations
 from meet_training.evaluation.log_odds import Score, Scored, log_odds
@@ -75,6 +75,11 @@ class TestIntervals:
             mean_of([])
 
 
+CLEAR = holds([2.0] * 20, [1.0] * 20, higher=True)
+CHANCE = holds([2.0, 0.0] * 10, [1.0] * 20, higher=True)
+"""Beside no control: on the asked side everywhere, and on half of the prompts."""
+
+
 class TestHolds:
     def test_advantage_counts_both_sides_and_ties_for_neither(self) -> None:
         # 5 > 4 and 3 > 1 on the asked side, 1 < 2 on the other, 7 = 7 on none: 2 of 4, 2 of 3 decided, (2 - 1) / 4.
@@ -89,18 +94,24 @@ class TestHolds:
         words = [3.0, 8.0, 2.0, 5.0, 9.0, 1.0] * 5
         none = holds(words, words, higher=False)
         assert (none.share, none.advantage.value, none.decided) == (0, 0, None)
-        assert judge(none, share_of(0, 30), None) is Verdict.NOT_DISTINGUISHABLE
+        assert judge(none, CLEAR, share_of(0, 30), None) is Verdict.NOT_DISTINGUISHABLE
 
     def test_two_controls_that_differ_by_chance_are_not_distinguishable(self) -> None:
         ours, theirs = np.random.default_rng(5).normal(100, 20, size=(2, 50)).tolist()
-        assert judge(holds(ours, theirs, higher=False), share_of(0, 50), 0.9) is Verdict.NOT_DISTINGUISHABLE
+        assert judge(holds(ours, theirs, higher=False), CLEAR, share_of(0, 50), 0.9) is Verdict.NOT_DISTINGUISHABLE
 
     def test_a_control_with_b_of_0_does_nothing(self) -> None:
         """Its replies are the uncontrolled ones. Against a real opposite it holds all the same: it is said first."""
         uncontrolled = [f"reply {n} of some length" for n in range(20)]
         same = same_share(list(uncontrolled), uncontrolled)
         assert same.share == 1.0
-        assert judge(holds([5.0] * 20, [1.0] * 20, higher=True), same, None) is Verdict.DOES_NOTHING
+        assert judge(holds([5.0] * 20, [1.0] * 20, higher=True), CHANCE, same, None) is Verdict.DOES_NOTHING
+
+    def test_near_ties_of_bfloat16_do_not_hide_that_it_does_nothing(self) -> None:
+        longer = holds([5.0] * 20, [1.0] * 20, higher=True)
+        assert judge(longer, CHANCE, share_of(12, 20), None) is Verdict.DOES_NOTHING
+        assert judge(longer, CHANCE, share_of(9, 20), None) is Verdict.HOLDS
+        assert judge(longer, CLEAR, share_of(12, 20), None) is Verdict.HOLDS  # what differs lies on one side
 
     @pytest.mark.parametrize(
         ("num_asked", "num_other", "num_ties", "bound", "verdict"),
@@ -119,19 +130,31 @@ class TestHolds:
         self, num_asked: int, num_other: int, num_ties: int, bound: float | None, verdict: Verdict
     ) -> None:
         values = [2.0] * num_asked + [0.0] * num_other + [1.0] * num_ties
-        assert judge(holds(values, [1.0] * len(values), higher=True), share_of(0, 20), bound) is verdict
+        assert judge(holds(values, [1.0] * len(values), higher=True), CLEAR, share_of(0, 20), bound) is verdict
 
     def test_sentences(self) -> None:
-        share = Share(0.95, 0.764, 0.991, 20, 0.85, 1.0)
-        assert sentence("concise", "words", "detailed", share, Verdict.HOLDS, 0.9) == (
+        def said(verdict: Verdict, beside_none: Holds = CLEAR) -> str:
+            share = Share(0.95, 0.764, 0.991, 20, 0.85, 1.0)
+            same = share_of(20, 20)
+            return sentence("concise", "words", "detailed", share, beside_none, same, verdict, 0.98)
+
+        holding = (
             "concise holds: measured by words it is on the asked side of detailed on 95% of 20 prompts [76%, 99%]."
         )
-        told = {verdict: sentence("concise", "words", "detailed", share, verdict, 0.98) for verdict in Verdict}
-        assert told[Verdict.TOO_SELDOM].endswith("[76%, 99%], below the bound of 98%.")
-        assert told[Verdict.NOT_DISTINGUISHABLE].startswith("concise is not distinguishable from detailed: measured")
-        assert told[Verdict.REVERSED].startswith("concise does not hold, it does the reverse: ")
-        assert told[Verdict.DOES_NOTHING] == (
-            "concise does nothing: its replies are those without a control, word for word."
+        assert said(Verdict.HOLDS) == holding
+        assert said(Verdict.HOLDS, CHANCE) == (
+            f"{holding} Beside no control it is not distinguishable: 50% of 20 prompts [30%, 70%]."
+        )
+        other_way = holds([1.0] * 20, [2.0] * 20, higher=True)
+        assert said(Verdict.HOLDS, other_way).endswith(
+            "Beside no control it moves the other way: 0% of 20 prompts [0%, 16%]."
+        )
+        assert said(Verdict.TOO_SELDOM).endswith("[76%, 99%], below the bound of 98%.")
+        assert said(Verdict.NOT_DISTINGUISHABLE).startswith("concise is not distinguishable from detailed: measured")
+        assert said(Verdict.REVERSED).startswith("concise does not hold, it does the reverse: ")
+        assert said(Verdict.DOES_NOTHING) == (
+            "concise does nothing: its replies are those without a control, word for word, "
+            "on 100% of 20 prompts [84%, 100%]."
         )
 
 

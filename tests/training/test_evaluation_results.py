@@ -123,6 +123,20 @@ class TestAFullEvaluation:
         assert [mix.prompted_both.share for mix in found.mixes if mix.prompted_both] == [1, 1, 1, 1]
         assert found.calibrations["detailed"].recommended == 1.0
 
+    def test_a_curve_is_held_against_the_opposite_at_the_same_strength(self, tmp_path: Path) -> None:
+        def rule(question: Question) -> str:
+            asked = question.fields.get("preference")
+            strengths = asked if isinstance(asked, dict) else {} if asked is None else {asked: 1.0}
+            # Both lengthen, detailed more: beside no control concise never holds.
+            longer = {"detailed": strengths.get("detailed", 0) + 0.4 * strengths.get("concise", 0)}
+            return text(longer, int(question.prompt[-1].content.split()[1]))
+
+        _, found = evaluated(tmp_path, rule, figures=("strength",), few=4)
+        concise = found.curves[0]
+        assert [point.holds.share for point in concise.points] == [0, 0, 0, 1, 1, 1]
+        assert concise.rank_correlation.value == pytest.approx(-1)
+        assert found.rows[0].sentence.endswith("Beside no control it moves the other way: 0% of 12 prompts [0%, 24%].")
+
     def test_log_odds_are_of_the_prompted_models_replies(self, tmp_path: Path) -> None:
         _, found = evaluated(tmp_path, figures=("log_odds",), few=2)
         concise, detailed, bulleted, _ = found.log_odds
@@ -140,7 +154,10 @@ class TestAFullEvaluation:
 
         _, found = evaluated(tmp_path, rule, figures=("leakage",))
         concise, detailed, *_ = found.rows
-        assert concise.sentence == "concise does nothing: its replies are those without a control, word for word."
+        assert concise.sentence == (
+            "concise does nothing: its replies are those without a control, word for word, "
+            "on 100% of 12 prompts [76%, 100%]."
+        )
         assert detailed.verdict.value == "holds"
         assert all(cell.more.advantage.value == 0 for cell in found.leakage if cell.preference == "concise")
 

@@ -86,13 +86,22 @@ class Row:
     @property
     def verdict(self) -> Verdict:
         """What the figures say."""
-        return judge(self.holds, self.same_as_uncontrolled, self.bound)
+        return judge(self.holds, self.holds_vs_uncontrolled, self.same_as_uncontrolled, self.bound)
 
     @property
     def sentence(self) -> str:
         """The same as a sentence."""
         against = "no control" if self.holds_vs_opposite is None or self.opposite is None else self.opposite
-        return sentence(self.preference, self.attribute, against, self.holds, self.verdict, self.bound)
+        return sentence(
+            self.preference,
+            self.attribute,
+            against,
+            self.holds,
+            self.holds_vs_uncontrolled,
+            self.same_as_uncontrolled,
+            self.verdict,
+            self.bound,
+        )
 
 
 def check_axes(subject: Subject, config: EvaluationConfig) -> None:

@@ -74,8 +74,11 @@ class Plan:
         return Question(prompt, {FIELD: {one.name: strength, other.name: strength}})
 
     def prompted_mix(self, one: Tested, other: Tested, prompt: Prompt) -> Question | None:
-        """What the rival is asked for it, both instructions in turn; None where there is not one of each."""
-        if one.instruction is None or other.instruction is None or None in (one.opposite, other.opposite):
+        """What the rival is asked for it, both instructions in turn; None where these or their opposites lack one."""
+        opposites = [self.subject.preference(name) for name in (one.opposite, other.opposite) if name is not None]
+        if len(opposites) < 2 or any(tested.instruction is None for tested in opposites):
+            return None
+        if one.instruction is None or other.instruction is None:
             return None
         return self.subject.unchanged(with_instruction(with_instruction(prompt, one.instruction), other.instruction))
 

@@ -2,12 +2,13 @@
 
 Knows figures alone, not where they come from. The first that is true decides:
 
-- *does nothing*: the controlled reply is the uncontrolled one, word for word, on nearly every prompt;
+- *does nothing*: the controlled reply is the uncontrolled one, word for word, on nearly every prompt, or on most while
+  the attribute of the others is on either side as by chance;
 - *not distinguishable*: of the prompts that are no ties with its opposite (with no control, where it has none)
   about half are on the asked side, as far as the interval tells, or there are none;
 - *reversed*: fewer than half are;
 - *too seldom*: more than half are, but it holds on fewer prompts than its bound, or than `MOST` where there is none;
-- *holds*: neither.
+- *holds*: neither. Where it is told from its opposite but not from no control, the sentence says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from meet_training.evaluation.figures import Holds, Share
 SAME_TEXT = 0.9
 """Share of replies that are the uncontrolled ones from which a control does nothing. Not 1: in bfloat16 a near tie
 can fall either way from one batch to the next."""
+
+MOSTLY_SAME = 0.5
+"""The same where the replies that differ do so by chance: long replies meet more near ties."""
 
 MOST = 0.5
 """The bound of a preference for which the configuration names none."""
@@ -34,9 +38,10 @@ class Verdict(StrEnum):
     DOES_NOTHING = "does nothing"
 
 
-def judge(holds: Holds, same_as_uncontrolled: Share, bound: float | None) -> Verdict:
-    """The verdict; `holds` is against the opposite, or against no control where there is none."""
-    if same_as_uncontrolled.share >= SAME_TEXT:
+def judge(holds: Holds, beside_none: Holds, same_as_uncontrolled: Share, bound: float | None) -> Verdict:
+    """The verdict; `holds` is against the opposite, or against no control where there is none, as `beside_none` is."""
+    by_chance = not (beside_none.better or beside_none.worse)
+    if same_as_uncontrolled.share >= (MOSTLY_SAME if by_chance else SAME_TEXT):
         return Verdict.DOES_NOTHING
     if holds.worse:
         return Verdict.REVERSED
@@ -45,14 +50,22 @@ def judge(holds: Holds, same_as_uncontrolled: Share, bound: float | None) -> Ver
     return Verdict.TOO_SELDOM if holds.share < (MOST if bound is None else bound) else Verdict.HOLDS
 
 
-def sentence(preference: str, attribute: str, against: str, holds: Share, verdict: Verdict, bound: float | None) -> str:
+def sentence(
+    preference: str,
+    attribute: str,
+    against: str,
+    holds: Share,
+    beside_none: Holds,
+    same_as_uncontrolled: Share,
+    verdict: Verdict,
+    bound: float | None,
+) -> str:
     """The verdict in words; `against` is the opposite's name, or `no control`."""
-    percent, low, high = (f"{100 * value:.0f}%" for value in (holds.share, holds.low, holds.high))
-    counted = f"{percent} of {holds.num_prompts} prompts [{low}, {high}]"
-    sides = f"measured by {attribute} it is on the asked side of {against} on {counted}"
+    sides = f"measured by {attribute} it is on the asked side of {against} on {_counted(holds)}"
     match verdict:
         case Verdict.DOES_NOTHING:
-            return f"{preference} does nothing: its replies are those without a control, word for word."
+            same = _counted(same_as_uncontrolled)
+            return f"{preference} does nothing: its replies are those without a control, word for word, on {same}."
         case Verdict.NOT_DISTINGUISHABLE:
             return f"{preference} is not distinguishable from {against}: {sides}."
         case Verdict.REVERSED:
@@ -61,4 +74,16 @@ def sentence(preference: str, attribute: str, against: str, holds: Share, verdic
             least = MOST if bound is None else bound
             return f"{preference} holds too seldom: {sides}, below the bound of {100 * least:.0f}%."
         case Verdict.HOLDS:
-            return f"{preference} holds: {sides}."
+            return f"{preference} holds: {sides}.{_caveat(beside_none)}"
+
+
+def _caveat(beside_none: Holds) -> str:
+    if beside_none.better:
+        return ""
+    what = "it moves the other way" if beside_none.worse else "it is not distinguishable"
+    return f" Beside no control {what}: {_counted(beside_none)}."
+
+
+def _counted(share: Share) -> str:
+    percent, low, high = (f"{100 * value:.0f}%" for value in (share.share, share.low, share.high))
+    return f"{percent} of {share.num_prompts} prompts [{low}, {high}]"
