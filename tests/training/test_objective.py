@@ -198,6 +198,9 @@ def test_a_pair_stays_in_one_pass_and_counts_twice() -> None:
     assert [[item.num_rows for item in group] for group in groups] == [[2], [2], [1]]
     assert [len(group) for group in passes(items, 10**6)] == [3]
     assert [len(group) for group in passes(items, 18, packed=True)] == [3]
+    # Longer than a pass each: one by one.
+    assert [len(group) for group in passes(items[:2], 3, packed=True)] == [1, 1]
+    assert passes([], 3, packed=True) == []
 
 
 def test_packed_groups_are_few_and_nearly_equal() -> None:

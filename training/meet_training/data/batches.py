@@ -143,8 +143,12 @@ def tokens_on_the_way(group: Sequence[Item], *, packed: bool) -> int:
 
 def _equal_groups(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
     """The longest example first, each into what is then the smallest group; the largest group comes first."""
+    if not items:
+        return []
     in_order = sorted(items, key=lambda item: (-item.num_tokens, item.control))
-    for num in range(max(1, math.ceil(sum(item.num_tokens for item in items) / max_tokens)), len(items) + 1):
+    # A pair may have more tokens than a pass, so that there are fewer examples than passes' worth of tokens.
+    fewest = min(math.ceil(sum(item.num_tokens for item in items) / max_tokens), len(items))
+    for num in range(fewest, len(items) + 1):
         groups: list[list[Item]] = [[] for _ in range(num)]
         sizes = [0] * num
         for item in in_order:
@@ -153,4 +157,4 @@ def _equal_groups(items: Sequence[Item], max_tokens: int) -> list[list[Item]]:
             sizes[smallest] += item.num_tokens
         if all(size <= max_tokens or len(group) == 1 for size, group in zip(sizes, groups, strict=True)):
             break
-    return [groups[i] for i in sorted(range(num), key=lambda i: -sizes[i])] if items else []
+    return [groups[i] for i in sorted(range(num), key=lambda i: -sizes[i])]
