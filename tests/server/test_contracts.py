@@ -47,6 +47,11 @@ def test_arguments_that_are_set() -> None:
     assert (args.model, args.lora_target_modules, args.max_lora_rank) == ("m", ["a", "b"], 8)
 
 
+def test_a_module_that_a_release_keeps_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(releases, "_CLI_ARGS", ("vllm.no_folder.cli_args", "vllm.no_module", *releases._CLI_ARGS))
+    assert releases.parse_arguments(["--model=m"]).model == "m"
+
+
 def test_list_of_models_takes_entries() -> None:
     from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 

@@ -337,8 +337,11 @@ def test_the_context_is_right_to_the_token(soft: Soft, http: httpx.Client, names
         return http.post("/v1/completions", json=body)
 
     for num_prompt, wanted in ((room - 1, 1), (room - 3, 3)):
-        for asked in (5, room):
+        for asked in (wanted, 5, room):
             reply = ask(num_prompt, max_tokens=asked)
+            if asked > wanted and reply.status_code == 400:  # until 0.31 vLLM refuses what it now cuts short
+                assert f"{room} tokens" in reply.json()["error"]["message"]
+                continue
             assert reply.status_code == 200, reply.text
             assert reply.json()["usage"]["completion_tokens"] == wanted
             assert reply.json()["choices"][0]["finish_reason"] == "length"
@@ -349,9 +352,9 @@ def test_the_context_is_right_to_the_token(soft: Soft, http: httpx.Client, names
     del chat_body["max_tokens"]
     usage = post(http, "/v1/chat/completions", chat_body)["usage"]
     assert usage["total_tokens"] == room
-    assert usage == post(http, "/v1/chat/completions", {**chat_body, "max_completion_tokens": room})["usage"] | {
-        "prompt_tokens_details": usage["prompt_tokens_details"]
-    }
+    assert usage == post(
+        http, "/v1/chat/completions", {**chat_body, "max_completion_tokens": usage["completion_tokens"]}
+    )["usage"] | {"prompt_tokens_details": usage["prompt_tokens_details"]}
 
 
 def test_an_engine_that_would_produce_virtual_tokens_is_refused(soft: Soft) -> None:

@@ -1,4 +1,4 @@
-"""Every symbol of vLLM's serving side that MEET uses, where releases 0.32 and 0.33 keep it.
+"""Every symbol of vLLM's serving side that MEET uses, where releases 0.30 to 0.33 keep it.
 
 Nothing else imports vLLM, but `cpu_lora` inside the worker processes. All imports stand in functions:
 vLLM reads its environment at import, which `start` prepares first, and `import meet_server` stays light.
@@ -152,9 +152,9 @@ def _first_module(names: Sequence[str]) -> Any:
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name:
+            if not f"{name}.".startswith(f"{error.name}."):  # another's import, not this module or a folder of it
                 raise
-    raise ServerError(f"this release of vLLM has none of {', '.join(names)}; MEET works with 0.32 and 0.33")
+    raise ServerError(f"this release of vLLM has none of {', '.join(names)}; MEET works with 0.30 to 0.33")
 
 
 def _first_line(error: Exception) -> str:

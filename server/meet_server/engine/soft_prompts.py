@@ -65,11 +65,13 @@ class SoftPromptEngine(ControlledEngine):
         """As EngineClient.generate, with the current control's virtual tokens in the prompt.
 
         A model name `NAME:label` brings vLLM's own entry for it as `lora_request`; it stands for the
-        loaded control of the same id. Raises vLLM's validation error for ids that are not a client's to use.
+        loaded control of the same id. Adapters that are not ours pass as they came. Raises vLLM's validation
+        error for ids that are not a client's to use.
         """
         control = current_control()
-        if control is None and lora_request is not None:
-            control = self._loaded.get(lora_request.lora_int_id)
+        if lora_request is not None and (listed := self._loaded.get(lora_request.lora_int_id)) is not None:
+            control, lora_request = control or listed, None
+        rest["lora_request"] = lora_request
         prompt_ids = self._checked(prompt, sampling_params, control)
         # An empty prompt stays empty, so that vLLM refuses it as ever.
         if control is None or not prompt_ids:
