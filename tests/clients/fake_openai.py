@@ -9,6 +9,7 @@ under `detailed`, and every other in between.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -176,5 +177,7 @@ def chunk(text: str, finish: str | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # A shell without job control has its background jobs ignore SIGINT, and their children with them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with FakeServer(int(sys.argv[1])) as server:
         server.serve_forever()
