@@ -86,7 +86,7 @@ def stage1(job: Job) -> Done:
             loop_s += run.record.seconds["stage1"]
             for control, name in enumerate(names):
                 run.controls.save(control, Path(job.output) / name)
-                schedule = run._schedule("stage1", run.config.stage1)
+                schedule = run.schedule("stage1", run.config.stage1)
                 trained_on[name] = [seen(r) for batch in schedule.batches[control] for r in batch]
     return done(loop_s, trained_on)
 

@@ -38,7 +38,7 @@ def bench(bench_train: Any, tiny_base: Path, preference_file: Path, tmp_path: Pa
     path.write_text(yaml.safe_dump(config))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    return bench_train.Bench(path, ("examples_per_preference=4",), scratch)
+    return bench_train.Bench(path, ("examples_per_preference=2",), scratch)
 
 
 @pytest.mark.filterwarnings("ignore:::(trl|transformers|peft|accelerate|torch|datasets)")
