@@ -112,9 +112,10 @@ def main(arguments: Sequence[str]) -> int:
 def sides(bench: Bench, repeats: int) -> dict[str, Any]:
     """Both sides in turn; speed, memory and loss, and whether the bounds hold."""
     timed: dict[str, list[Timed]] = {"stage1": [], "trl": []}
-    jobs = {side: bench.job(side) for side in timed}
+    jobs: dict[str, Job] = {}
     for index in range(repeats):
         for side in list(timed) if index % 2 else list(timed)[::-1]:
+            jobs[side] = bench.job(side)  # a folder of its own each time
             timed[side].append(run(jobs[side]))
             print(line(side, timed[side][-1]), flush=True)
     seen = {each.done.seen for many in timed.values() for each in many}

@@ -60,7 +60,7 @@ def test_both_sides_train_on_the_same_tokens_and_save_what_peft_reads(
         return answer
 
     monkeypatch.setattr(bench_train, "ask", ask)
-    figures = bench_train.sides(bench, repeats=1)
+    figures = bench_train.sides(bench, repeats=2)
     ours, trl = (figures["runs"][side][0]["done"] for side in ("stage1", "trl"))
     assert ours["seen"] == trl["seen"]
     assert ours["num_supervised"] == trl["num_supervised"] > 0
