@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .fork_server import ForkServer
+
+if TYPE_CHECKING:
+    from meet_training.config import TrainConfig
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -25,3 +30,28 @@ def fork_server() -> Iterator[ForkServer]:
     server = ForkServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def make_config(tiny_base: Path, preference_file: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
+    """Makes a configuration of both stages on the tiny model, with other fields where they are given."""
+    from meet_training.config import TrainConfig
+
+    def make(**more: Any) -> TrainConfig:
+        fields: dict[str, Any] = {
+            "name": "tiny",
+            "base": str(tiny_base),
+            "output": tmp_path / "bundle",
+            "data": [{"path": preference_file}],
+            "preferences": {
+                "short": {"axis": "length", "opposite": "long", "instruction": "Be brief."},
+                "long": {"axis": "length", "opposite": "short"},
+            },
+            "precision": "float32",
+            "stage1": {"epochs": 2, "batch_size": 2, "learning_rate": 0.02},
+            "stage2": {"epochs": 1, "batch_size": 2, "learning_rate": 0.001},
+            "tokens_per_pass": 256,
+        }
+        return TrainConfig.model_validate(fields | more)
+
+    return make

@@ -19,30 +19,9 @@ from meet_training.data.forms import Example, load_examples
 from meet_training.errors import TrainingError
 from meet_training.run import Run, train
 from meet_training.stages.optimise import TrainProgress
+from meet_training.stages_config import ObjectiveConfig
 
 MakeConfig = Callable[..., TrainConfig]
-
-
-@pytest.fixture
-def make_config(tiny_base: Path, preference_file: Path, tmp_path: Path) -> MakeConfig:
-    def make(**more: Any) -> TrainConfig:
-        fields: dict[str, Any] = {
-            "name": "tiny",
-            "base": str(tiny_base),
-            "output": tmp_path / "bundle",
-            "data": [{"path": preference_file}],
-            "preferences": {
-                "short": {"axis": "length", "opposite": "long", "instruction": "Be brief."},
-                "long": {"axis": "length", "opposite": "short"},
-            },
-            "precision": "float32",
-            "stage1": {"epochs": 2, "batch_size": 2, "learning_rate": 0.02},
-            "stage2": {"epochs": 1, "batch_size": 2, "learning_rate": 0.001},
-            "tokens_per_pass": 256,
-        }
-        return TrainConfig.model_validate(fields | more)
-
-    return make
 
 
 def base_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -222,7 +201,7 @@ def test_uncontrolled_examples_are_replies_of_the_base_and_hold_it_in_stage_2(
 def test_uncontrolled_examples_may_come_from_data(
     make_config: MakeConfig, tiny_base: Path, preference_file: Path
 ) -> None:
-    """Labels are not read, and no model is asked."""
+    """Labels are not read, and no model is asked, nor even loaded where nothing else wants one."""
     config = make_config(
         stage1={"epochs": 1, "uncontrolled_share": 0.25},
         uncontrolled={"data": [{"path": preference_file}]},
@@ -234,6 +213,10 @@ def test_uncontrolled_examples_may_come_from_data(
     assert all(r.rejected_ids is None for r in run.uncontrolled)
     known = {r.reply_ids for group in run.rendered.values() for r in group}
     assert {r.reply_ids for r in run.uncontrolled} <= known
+    plain = Run(config.model_copy(update={"objective": ObjectiveConfig()}), tiny_base, load_examples(config))
+    plain.load_model = None  # type: ignore[assignment, method-assign]
+    plain.ask_the_base()
+    assert plain.uncontrolled == run.uncontrolled
 
 
 def test_the_preference_objective_makes_pairs_of_opposites_and_wants_some(

@@ -20,28 +20,6 @@ from meet_training.stages.machine import choose_device, cpu_is_fast_at_bf16
 from meet_training.stages.optimise import Curve, TrainProgress, rate
 
 
-@pytest.fixture
-def make_config(tiny_base: Path, preference_file: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    def make(**more: Any) -> TrainConfig:
-        fields: dict[str, Any] = {
-            "name": "tiny",
-            "base": str(tiny_base),
-            "output": tmp_path / "bundle",
-            "data": [{"path": preference_file}],
-            "preferences": {
-                "short": {"axis": "length", "opposite": "long", "instruction": "Be brief."},
-                "long": {"axis": "length", "opposite": "short"},
-            },
-            "precision": "float32",
-            "stage1": {"epochs": 2, "batch_size": 2, "learning_rate": 0.02},
-            "stage2": {"epochs": 1, "batch_size": 2, "learning_rate": 0.001},
-            "tokens_per_pass": 256,
-        }
-        return TrainConfig.model_validate(fields | more)
-
-    return make
-
-
 def a_run(config: TrainConfig) -> Run:
     return Run(config, Path(config.base), load_examples(config))
 

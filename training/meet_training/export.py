@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from meet_bundle import BaseModelSource, Bundle, Manifest, Preference, Probe, open_bundle, seal, writing_bundle
+from meet_bundle import BaseModelSource, Manifest, Preference, Probe, seal, writing_bundle
 from meet_training.config import TrainConfig
 from meet_training.controls.control import ControlSet
 from meet_training.controls.trained import load_control
@@ -45,8 +45,8 @@ class Trained:
     record: Record
 
 
-def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> Bundle:
-    """Writes the bundle atomically and opens it again. Raises BundleError where the output exists.
+def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> None:
+    """Writes the bundle atomically. Raises BundleError where the output exists.
 
     The manifest holds nothing that differs between two runs of one seed; times are in `report/training.json`.
     """
@@ -58,7 +58,6 @@ def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> B
         _write_report(folder / "report", trained)
         _make_readable(folder)
         seal(folder, _with_probes(folder, _manifest(trained, config), trained))
-    return open_bundle(config.output)
 
 
 def _with_probes(folder: Path, manifest: Manifest, trained: Trained) -> Manifest:

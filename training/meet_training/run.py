@@ -135,13 +135,17 @@ class Run:
         stages: list[Stage1Config | Stage2Config] = [self.config.stage1, self.config.stage2]
         shares = [stage.uncontrolled_share for stage in stages if stage.epochs]
         wants_pairs = self.config.objective.kind == "preference"
-        if not any(shares) and not wants_pairs:
+        num = num_uncontrolled(sum(map(len, self.rendered.values())), max(shares))
+        if num and self.config.uncontrolled.data:
+            self.uncontrolled = self._uncontrolled_data(num)
+        wants_replies = bool(num) and not self.uncontrolled
+        if not wants_replies and not wants_pairs:
             return
         model = self.load_model(self.dtype)
         model.requires_grad_(False)
         self.shard(model)
-        if any(shares):
-            self.uncontrolled = self._uncontrolled(model, max(shares))
+        if wants_replies:
+            self.uncontrolled = self._base_replies(model, num)
         if wants_pairs:
             self.callbacks.on_phase("log-probabilities of all pairs under the base")
             pairs = [r for group in self.rendered.values() for r in group if r.rejected_ids is not None]
@@ -153,21 +157,22 @@ class Run:
                 ),
             )
 
-    def _uncontrolled(self, model: PreTrainedModel, share: float) -> list[Rendered]:
-        """As many uncontrolled examples as make up a share of all: from data, or the base is asked."""
-        prompts = [r.prompt_ids for group in self.rendered.values() for r in group]
-        num, said = num_uncontrolled(len(prompts), share), self.config.uncontrolled
-        if said.data:
-            examples = forms.load_uncontrolled(said.data, limit=num, seed=self.config.seed)
-            group = [replace(example, rejected=None) for example in examples]
-            return render_all({"uncontrolled": group}, self.tokenizer, self.config.max_length)["uncontrolled"]
+    def _uncontrolled_data(self, num: int) -> list[Rendered]:
+        """At most so many uncontrolled examples of the data that the configuration names."""
+        examples = forms.load_uncontrolled(self.config.uncontrolled.data, limit=num, seed=self.config.seed)
+        group = [replace(example, rejected=None) for example in examples]
+        return render_all({"uncontrolled": group}, self.tokenizer, self.config.max_length)["uncontrolled"]
+
+    def _base_replies(self, model: PreTrainedModel, num: int) -> list[Rendered]:
+        """The base's own replies to at most so many of the prompts."""
+        prompts = dict.fromkeys(r.prompt_ids for group in self.rendered.values() for r in group)
         self.callbacks.on_phase("sampling replies of the base itself")
         # A sharded model needs all processes at each step of sampling; they draw the same.
         with nullcontext() if self.sharded else self.machine.main_first():
             return base_replies(
                 model,
-                list(dict.fromkeys(prompts))[:num],
-                said,
+                list(prompts)[:num],
+                self.config.uncontrolled,
                 eos_id=int(self.tokenizer.eos_token_id),
                 pad_id=self.pad_id,
                 seed=self.config.seed,
