@@ -1,10 +1,12 @@
 """Stage 1 beside TRL's SFTTrainer with PEFT: the same controls, examples, model and precision, in turn.
 
-    python tests/benchmarks/bench_train.py [--json FILE] [--examples N] [--repeats R] [--search] [--quick]
+    python tests/benchmarks/bench_train.py [--parts NAME ...] [--json FILE] [--examples N] [--repeats R] [--quick]
 
 Every job is a process of its own, timed from its start to its saved adapters. TRL trains one control after another in
-one process, with the settings of `TRL`; `--search` times others. Both sides' adapters are evaluated by plain
-transformers and PEFT. Where a bound is missed the exit status is 1.
+one process, with the settings of `TRL`. Both sides' adapters are evaluated by plain transformers and PEFT. Where a
+bound is missed the exit status is 1. The parts: `sides` compares; `without` switches off each source of stage 1's
+speed in turn; `prompt-cache` is about soft prompts. Not by default: `rates` trains both sides at each learning rate
+and compares held-out losses; `search` times TRL's settings. The constants below are what those two found best.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +44,7 @@ TRL: dict[str, Any] = {
     "attention": "eager",
     "learning_rate": 2e-3,
 }
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SEARCH: tuple[dict[str, Any], ...] = (
     {},
     {"attention": "sdpa"},
@@ -91,22 +94,18 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--examples", type=int, default=32, help="of each preference")
     parser.add_argument("--repeats", type=int, default=3, help="of each side, in turn")
-    parser.add_argument("--search", action="store_true", help="time TRL's settings instead, once each")
-    parser.add_argument("--quick", action="store_true", help="both sides only, and no bound is checked")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=BY_DEFAULT, help="%(default)s by default")
+    parser.add_argument("--quick", action="store_true", help="no bound is checked")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         overrides = (f"examples_per_preference={options.examples}", "stage1.epochs=1")
         bench = Bench(CONFIG, overrides, Path(scratch))
-        if options.search:
-            report: dict[str, Any] = {"search": search(bench)}
-        else:
-            report = {"sides": sides(bench, options.repeats)}
-            if not options.quick:
-                report |= {"without": without_each(bench), "prompt_cache": prompt_cache(bench)}
-    report = {**machine(), "examples": options.examples, **report}
+        report = {name.replace("-", "_"): PARTS[name](bench, options.repeats) for name in options.parts}
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if options.search or options.quick or all(report["sides"]["holds"].values()) else 1
+        figures = {**machine(), "examples": options.examples, **report}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    missed = "sides" in report and not all(report["sides"]["holds"].values())
+    return 1 if missed and not options.quick else 0
 
 
 def sides(bench: Bench, repeats: int) -> dict[str, Any]:
@@ -147,40 +146,55 @@ def compared(figures: dict[str, Any]) -> dict[str, Any]:
     return {"ratios": ratios, "holds": holds}
 
 
-def prompt_cache(bench: Bench) -> dict[str, float]:
+def prompt_cache(bench: Bench, repeats: int) -> dict[str, float]:
     """Soft prompts after the prompt, with prompts computed once for all controls and epochs, over without."""
     soft = ("controls={kind: soft_prompt, placement: after_prompt}", "stage1.epochs=2", "stage1.learning_rate=1e-2")
-    cached = run(bench.job("stage1", more=soft))
-    anew = run(bench.job("stage1", more=(*soft, "speed.prompt_cache_mib=0")))
-    ratios = {name: round(getattr(cached, name) / getattr(anew, name), 3) for name in ("rate", "loop_rate", "peak_mib")}
+    anew = (*soft, "speed.prompt_cache_mib=0")
+    ratios = in_turn(bench, repeats, ({"more": soft}, {"more": anew}))
     print(f"soft prompts, with the prompt cache / without: {json.dumps(ratios)}", flush=True)
     return ratios
 
 
-def without_each(bench: Bench) -> list[dict[str, Any]]:
-    """Stage 1 with each source of its speed switched off, each beside a run with all of them."""
+def without_each(bench: Bench, repeats: int) -> list[dict[str, Any]]:
+    """Stage 1 with each source of its speed switched off, in turn with all of them on."""
     rows = []
     for name, (overrides, replaced) in SWITCHES.items():
-        whole = run(bench.job("stage1"))
-        less = run(bench.job("stage1", more=overrides, without=replaced))
-        if less.done.seen != whole.done.seen:
-            raise SystemExit(f"without {name}: not the same tokens")
-        row = {
-            "without": name,
-            "rate": round(less.rate / whole.rate, 3),
-            "loop_rate": round(less.loop_rate / whole.loop_rate, 3),
-            "peak_mib": round(less.peak_mib / whole.peak_mib, 3),
-        }
-        rows.append(row)
+        ratios = in_turn(bench, repeats, ({"more": overrides, "without": replaced}, {}))
+        rows.append({"without": name, **ratios})
         print(
-            f"without {name}: {row['rate']:.3f} of the speed over the whole job, {row['loop_rate']:.3f} in the loop, "
-            f"{row['peak_mib']:.3f} of the memory",
+            f"without {name}: {ratios['rate']:.3f} of the speed over the whole job, {ratios['loop_rate']:.3f} in the "
+            f"loop, {ratios['peak_mib']:.3f} of the memory",
             flush=True,
         )
     return rows
 
 
-def search(bench: Bench) -> list[dict[str, Any]]:
+def in_turn(bench: Bench, repeats: int, two: tuple[dict[str, Any], dict[str, Any]]) -> dict[str, float]:
+    """Medians of the first kind of job of stage 1 over those of the second."""
+    timed: tuple[list[Timed], list[Timed]] = ([], [])
+    for index in range(repeats):
+        for which in (0, 1) if index % 2 else (1, 0):
+            timed[which].append(run(bench.job("stage1", **two[which])))
+    if len({each.done.seen for many in timed for each in many}) != 1:
+        raise SystemExit(f"not the same tokens: {two}")
+    first, second = (medians(many) for many in timed)
+    return {name: round(first[name] / second[name], 3) for name in first}
+
+
+def rates(bench: Bench, _repeats: int) -> list[dict[str, Any]]:
+    """Both sides once at each learning rate of RATES: loss on what was trained on and on held-out prompts."""
+    rows = []
+    for side in ("stage1", "trl"):
+        for rate in RATES:
+            own: dict[str, Any] = {"learning_rate": rate} if side == "trl" else {}
+            job = bench.job(side, more=(f"stage1.learning_rate={rate}",), **own)
+            run(job)
+            rows.append({"side": side, "learning_rate": rate, **evaluate(bench, job)})
+            print(f"{side} at {rate}: " + json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def search(bench: Bench, _repeats: int) -> list[dict[str, Any]]:
     """TRL under every setting of SEARCH, once."""
     found = []
     for settings in SEARCH:
@@ -188,6 +202,16 @@ def search(bench: Bench) -> list[dict[str, Any]]:
         found.append({"settings": {**TRL, **settings}, **medians([timed])})
         print(line(f"trl {json.dumps(settings)}", timed), flush=True)
     return found
+
+
+PARTS: dict[str, Callable[[Bench, int], Any]] = {
+    "sides": sides,
+    "without": without_each,
+    "prompt-cache": prompt_cache,
+    "rates": rates,
+    "search": search,
+}
+BY_DEFAULT = ("sides", "without", "prompt-cache")
 
 
 def run(job: Job) -> Timed:

@@ -156,6 +156,6 @@ def test_the_row_of_soft_prompts_trains_them_with_and_without_the_cache(
         return asdict(train_jobs.stage1(train_jobs.Job(**order)))
 
     monkeypatch.setattr(bench_train, "ask", ask)
-    assert bench_train.prompt_cache(bench).keys() == {"rate", "loop_rate", "peak_mib"}
-    assert ["speed.prompt_cache_mib=0" in job["overrides"] for job in jobs] == [False, True]
+    assert bench_train.prompt_cache(bench, repeats=2).keys() == {"rate", "loop_rate", "peak_mib"}
+    assert ["speed.prompt_cache_mib=0" in job["overrides"] for job in jobs] == [True, False, False, True]
     assert all((Path(job["output"]) / "short" / "soft_prompt.safetensors").is_file() for job in jobs)
