@@ -131,6 +131,13 @@ def test_the_workers_loader_that_is_wrapped() -> None:
         ]  # fmt: skip
 
 
+def test_the_choice_of_kernels_for_products_on_cpus() -> None:
+    from vllm.model_executor.layers import utils
+
+    assert parameters(utils.dispatch_cpu_unquantized_gemm) == {"layer", "remove_weight"}
+    assert "layer.cpu_linear = lambda x, weight, bias" in inspect.getsource(utils.dispatch_cpu_unquantized_gemm)
+
+
 def test_the_keeper_of_adapters_that_is_replaced() -> None:
     from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
     from vllm.lora.layers.column_parallel_linear import ColumnParallelLinearWithLoRA

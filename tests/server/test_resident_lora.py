@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 
 from meet_server.engine.memory_adapters import check_finite, factors, mixed
 from meet_server.engine.resident_lora import ResidentLayer, Step
-from meet_server.engine.resident_weights import check_fits, pack
+from meet_server.engine.resident_weights import MAX_FUSED_WIDTH, Strengths, check_fits, pack
 
 RANK, IN = 8, 32
 SLICES = {"one": (48,), "qkv": (32, 16, 16)}
@@ -70,23 +70,32 @@ def test_products(slices: tuple[int, ...], a: list[tuple[int, ...]], rank: int) 
     controls = [control(slices, 10 + i, each[: len(slices)], rank) for i, each in enumerate(a)]
     x, y = inputs(len(WEIGHTS), sum(slices))
     expected, before = reference(y, x, slices, controls, WEIGHTS), y.clone()
-    pack(layer(slices), controls).add(y, x, WEIGHTS)
+    pack(layer(slices), controls).add(y, x, Strengths(WEIGHTS))
     torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
     assert torch.equal(y[1], before[1])  # bit for bit, or the prefix cache would differ
 
 
-def test_one_a_is_applied_once() -> None:
-    shared = [control(SLICES["qkv"], i, (5, 5, 5)) for i in range(4)]
+def test_one_a_is_applied_once_for_all_slices_and_where_controls_are_many_for_all_of_them() -> None:
+    shared = [control(SLICES["qkv"], i, (5, 5, 5)) for i in range(MAX_FUSED_WIDTH // RANK + 1)]
+    assert pack(layer(SLICES["qkv"]), shared[:4]).a.shape == (4 * RANK, IN)
     assert pack(layer(SLICES["qkv"]), shared).a.shape == (RANK, IN)
     apart = [control(SLICES["qkv"], i, (i, i, i)) for i in range(4)]
     assert pack(layer(SLICES["qkv"]), apart).a.shape == (4 * RANK, IN)
+
+
+def test_strengths_that_bfloat16_holds_are_multiplied_in_it_and_others_in_float32() -> None:
+    def dtype(*strengths: float) -> torch.dtype:
+        return Strengths(torch.tensor([strengths])).wide(RANK, 1, torch.bfloat16).dtype
+
+    assert dtype(0, 1, -0.5) == torch.bfloat16
+    assert dtype(0, 1, 0.7) == torch.float32
 
 
 def test_controls_of_different_ranks() -> None:
     controls = [control((48,), 1, (5,), rank=4), control((48,), 2, (6,), rank=8)]
     x, y = inputs(5, 48)
     expected = reference(y, x, (48,), controls, WEIGHTS[:, :2])
-    pack(layer((48,)), controls).add(y, x, WEIGHTS[:, :2].contiguous())
+    pack(layer((48,)), controls).add(y, x, Strengths(WEIGHTS[:, :2].contiguous()))
     torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
 
 
@@ -96,7 +105,7 @@ def test_bfloat16_tells_strengths_apart_that_it_cannot_hold() -> None:
     outs = []
     for strength in (2.00, 2.01):
         y = torch.zeros(1, 48, dtype=torch.bfloat16)
-        pack(layer((48,)), one).add(y, x, torch.tensor([[strength]]))
+        pack(layer((48,)), one).add(y, x, Strengths(torch.tensor([[strength]])))
         outs.append(y)
     assert not torch.equal(*outs)
 

@@ -30,7 +30,7 @@ from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 
-from meet_server.engine.resident_weights import Packed, check_fits, pack
+from meet_server.engine.resident_weights import Packed, Strengths, check_fits, pack
 
 # Combinations of controls whose matrices are kept in each layer. Batches move between few.
 MAX_COMBINATIONS = 8
@@ -47,7 +47,7 @@ class Mixture(LoRAModel):  # type: ignore[misc]
 class Step:
     """What the running batch asks of every layer."""
 
-    __slots__ = ("combination", "controls", "weights")
+    __slots__ = ("combination", "controls", "strengths")
 
     def __init__(self) -> None:
         self.clear()
@@ -56,7 +56,7 @@ class Step:
         """No token has an adapter."""
         self.controls: tuple[LoRAModel, ...] = ()
         self.combination: tuple[int, ...] = ()
-        self.weights: torch.Tensor | None = None  # (T, U) float32; None: one control, at strength 1 on every token
+        self.strengths: Strengths | None = None  # None: one control, at strength 1 on every token
 
 
 class ResidentLayer:
@@ -81,7 +81,7 @@ class ResidentLayer:
         if packed is None:
             packed = pack(self._layer, [control.loras.get(self.name) for control in self._step.controls])
             self._packed[self._step.combination] = packed
-        packed.add(y, x, self._step.weights)
+        packed.add(y, x, self._step.strengths)
 
     def check_fits(self, control: LoRAModel) -> None:
         """Raises ValueError where the control has weights of other shapes for this layer."""
@@ -176,7 +176,7 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
         self._step.combination = combination
         self._step.controls = self._combinations[combination]
         alone = table.shape == (1, 1) and float(table) == 1.0
-        self._step.weights = None if alone else table[torch.from_numpy(rows)]
+        self._step.strengths = None if alone else Strengths(table[torch.from_numpy(rows)])
 
     def _combination(self, used: dict[int, LoRAModel]) -> tuple[int, ...]:
         """The smallest kept combination that has all in use and not far more; a new one where there is none."""

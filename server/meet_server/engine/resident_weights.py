@@ -13,51 +13,66 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Above this width the zeros of a block-diagonal B cost more than a product per slice.
+from meet_server.engine.cpu_product import Product
+
+# Above this width the zeros of a block-diagonal B cost more than a product per slice, and columns of A that are alike
+# more than copying what one of them gives.
 MAX_FUSED_WIDTH = 128
 
 Factors = tuple[Tensor, Tensor] | None
 """A (r, in) and B (out, r) of one slice; None where a control leaves it alone."""
 
 
+class Strengths:
+    """How much of each control every token of a batch has: (T, U) float32, made once a step and read by all layers."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.table = table
+        self._wide: dict[tuple[int, int, torch.dtype], Tensor] = {}
+
+    def wide(self, rank: int, times: int, dtype: torch.dtype) -> Tensor:
+        """(T, times U rank): each strength as often as its control has columns.
+
+        In that dtype where it holds every strength, as it does 0 and 1; else in float32, so that a product in place
+        is rounded once: bfloat16 does not tell 2.01 and 2.00 apart.
+        """
+        known = self._wide.get((rank, times, dtype))
+        if known is None:
+            low = self.table.to(dtype)
+            known = low if torch.equal(low.float(), self.table) else self.table
+            known = self._wide[rank, times, dtype] = known.repeat_interleave(rank, 1).repeat(1, times)
+        return known
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """A layer's matrices for U controls.
 
-    `a` is (r, in) where one A serves all, (U r, in) where the slices of a control have one, and else (S U r, in).
-    `b` is one (columns of x A^T, out), or, in the last case and where that is wide, a (U r, out) for each slice.
+    `a` gives r columns, or U r, where one A serves all, U r where the slices of a control have one, and else S U r.
+    `b` is one product with all of these, or, in the last case and where that is wide, one for each slice.
     """
 
-    a: Tensor
-    b: tuple[Tensor, ...]
+    a: Product
+    b: tuple[Product, ...]
     rank: int
-    shared: bool
+    num_controls: int
 
-    def add(self, y: Tensor, x: Tensor, weights: Tensor | None) -> None:
-        """y (T, out) += ((x A^T) * W) B, in place. weights (T, U) float32; None stands for ones."""
-        h = functional.linear(x, self.a)
-        if weights is not None:
-            h = self._weighted(h, weights)
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths | None) -> None:
+        """y (T, out) += ((x A^T) * W) B, in place; without strengths, W is all ones."""
+        h = self.a(x)
+        width = self.rank * self.num_controls
+        if h.shape[1] < width:
+            h = h.repeat(1, self.num_controls)
+        if strengths is not None:
+            h.mul_(strengths.wide(self.rank, h.shape[1] // width, h.dtype))
         if len(self.b) == 1:
-            y.addmm_(h, self.b[0])
+            y.add_(self.b[0](h))
             return
         column = 0
         for index, b in enumerate(self.b):
-            rows, out = b.shape
-            y[:, column : column + out].addmm_(h[:, index * rows : (index + 1) * rows], b)
+            out, rows = b.shape
+            y[:, column : column + out].add_(b(h[:, index * rows : (index + 1) * rows].contiguous()))
             column += out
-
-    def _weighted(self, h: Tensor, weights: Tensor) -> Tensor:
-        num_tokens, num_controls = weights.shape
-        if self.shared:
-            left, right = h.unsqueeze(1), weights.unsqueeze(2)
-            weighted = h.new_empty(num_tokens, num_controls, self.rank)
-        else:
-            left = h.view(num_tokens, -1, num_controls, self.rank)
-            right = weights.view(num_tokens, 1, num_controls, 1)
-            weighted = torch.empty_like(left)
-        # Multiplied in float32 and rounded once: bfloat16 would not tell strengths of 2.01 and 2.00 apart.
-        return torch.mul(left, right, out=weighted).view(num_tokens, -1)
 
 
 def pack(layer: Any, controls: Sequence[Any]) -> Packed:
@@ -67,21 +82,22 @@ def pack(layer: Any, controls: Sequence[Any]) -> Packed:
     all_a = [[each[0] for each in row if each is not None] for row in table]
     first = next(a for row in all_a for a in row)
     rank = max(a.shape[0] for row in all_a for a in row)
+    width = rank * len(controls)
     one_each = all(_same(a, row[0]) for row in all_a for a in row)
-    shared = one_each and all(_same(row[0], first) for row in all_a if row)
     if one_each:
         own = [_padded(row[0], rank) if row else first.new_zeros(rank, first.shape[1]) for row in all_a]
-        a = first if shared else torch.cat(own)
-        b = torch.cat([torch.cat([_b(each, size, rank, first) for each, size in zip(row, sizes, strict=True)], 1)
-                       for row in table])  # fmt: skip
-        return Packed(a.contiguous(), (b.contiguous(),), rank, shared)
+        shared = all(_same(row[0], first) for row in all_a if row)
+        if shared:
+            own = [first] * (len(controls) if width <= MAX_FUSED_WIDTH else 1)
+        b = [torch.cat([_b(each, size, rank, first) for each, size in zip(row, sizes, strict=True)]) for row in table]
+        return Packed(Product(torch.cat(own)), (Product(torch.cat(b, 1)),), rank, len(controls))
     columns = list(zip(*table, strict=True))
     a = torch.cat([_a(each, rank, first) for column in columns for each in column])
-    blocks = [torch.cat([_b(each, size, rank, first) for each in column])
+    blocks = [torch.cat([_b(each, size, rank, first) for each in column], 1)
               for column, size in zip(columns, sizes, strict=True)]  # fmt: skip
     if len(blocks) > 1 and a.shape[0] <= MAX_FUSED_WIDTH:
         blocks = [torch.block_diag(*blocks)]  # type: ignore[no-untyped-call]
-    return Packed(a.contiguous(), tuple(block.contiguous() for block in blocks), rank, shared=False)
+    return Packed(Product(a), tuple(Product(block) for block in blocks), rank, len(controls))
 
 
 def slices_of(layer: Any, weights: Any) -> list[Factors]:
@@ -118,8 +134,11 @@ def _a(factors: Factors, rank: int, like: Tensor) -> Tensor:
 
 
 def _b(factors: Factors, size: int, rank: int, like: Tensor) -> Tensor:
-    """(rank, size)"""
-    return like.new_zeros(rank, size) if factors is None else _padded(factors[1].t(), rank)
+    """(size, rank)"""
+    if factors is None:
+        return like.new_zeros(size, rank)
+    missing = rank - factors[1].shape[1]
+    return functional.pad(factors[1], (0, missing)) if missing else factors[1]
 
 
 def _padded(matrix: Tensor, rank: int) -> Tensor:

@@ -1,0 +1,29 @@
+"""Products with a fixed matrix on CPUs, by the kernel that vLLM picks for a linear layer of that size.
+
+A product of a LoRA is so small that starting it is most of its price: PyTorch's takes two to three times as long as
+one whose matrix was packed beforehand. Knows nothing of LoRA.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Product:
+    """x (T, in) -> x W^T (T, out), for one W (out, in) that is packed here and not kept."""
+
+    __slots__ = ("_layer", "shape")
+
+    def __init__(self, weight: Tensor) -> None:
+        from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+        self.shape = tuple(weight.shape)
+        self._layer: Any = nn.Module()
+        self._layer.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+        dispatch_cpu_unquantized_gemm(self._layer, remove_weight=True)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        product: Tensor = self._layer.cpu_linear(x, self._layer.weight, None)
+        return product
