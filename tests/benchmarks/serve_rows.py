@@ -75,23 +75,35 @@ QUESTION = (
 )
 
 
+# About 490 tokens, none of which another request has computed: what a user pastes in and asks about.
+LETTER = "Letter number {number}, about {word}. " + (
+    "My grandmother kept a diary of the weather for forty years, and wrote down each morning what the sky was like, "
+    "how warm it was by the kitchen door, and what she thought the afternoon would bring. I have begun to read it from "
+    "the first page, and to compare what she expected with what came. " * 7
+) + "What is the letter about, and what would you answer to it?"  # fmt: skip
+
+
 def soft_prompt_rows(served: Served) -> list[Row]:
     """Any number of different soft prompts costs as near nothing as can be. Prompts differ from request to request."""
 
-    def row(num: int) -> Row:
+    def row(num: int, what: str, prompt: str, num_tokens: int) -> Row:
         each = tuple({"preference": f"p{index}"} for index in range(num))
         return Row(
-            f"soft prompts, {num} different preferences / uncontrolled",
+            f"soft prompts, {num} different preferences / uncontrolled, {what}",
             16,
             Side("controlled", served.ours, {"model": served.model}, each),
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
-            num_tokens=64,
+            num_tokens=num_tokens,
             pairs=4,  # of several seconds each
-            prompt=QUESTION,
+            prompt=prompt,
         )
 
-    return [row(num) for num in (1, 8, 64, 256)]
+    return [
+        row(num, *load)
+        for load in (("90 + 64 tokens", QUESTION, 64), ("490 + 128 tokens", LETTER, 128))
+        for num in (1, 8, 64, 256)
+    ]
 
 
 def preferences_rows(served: Served) -> list[Row]:

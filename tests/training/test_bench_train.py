@@ -62,6 +62,7 @@ def test_both_sides_train_on_the_same_tokens_and_save_what_peft_reads(
     monkeypatch.setattr(bench_train, "ask", ask)
     figures = bench_train.sides(bench, repeats=2)
     ours, trl = (figures["runs"][side][0]["done"] for side in ("stage1", "trl"))
+    assert figures["runs"]["shared_a"][0]["done"]["seen"] == ours["seen"]
     assert ours["seen"] == trl["seen"]
     assert ours["num_supervised"] == trl["num_supervised"] > 0
     assert ours["num_tokens"] == trl["num_tokens"] > ours["num_supervised"]
@@ -137,7 +138,7 @@ def test_every_switch_leaves_the_same_tokens_and_nothing_replaced(
     before = replaceable()
     seen = set()
     for overrides, replaced in train_switches.SWITCHES.values():
-        job = bench.job("stage1", more=overrides, without=replaced)
+        job = bench.job("shared_a", more=overrides, without=replaced)
         seen.add(train_jobs.stage1(job).seen)
         assert sorted(path.name for path in Path(job.output).iterdir()) == ["long", "short"]
     assert len(seen) == 1

@@ -32,10 +32,10 @@ def test_every_fragment_is_a_valid_part_of_a_configuration(fragment: str) -> Non
 
 
 def test_the_page_names_the_defaults() -> None:
-    assert PEAK_LEARNING_RATES == {"lora": (2e-3, 1e-3), "soft_prompt": (1e-2, 1e-3)}
+    assert PEAK_LEARNING_RATES == {"lora": (2e-3, 1e-3), "soft_prompt": (3e-2, 1e-3)}
     assert MODEL_LEARNING_RATES == {"whole": 3e-5, "lora": 3e-4}
     assert (
-        "2e-3 for LoRA and 1e-2 for soft prompts in stage 1; 1e-3 for\ncontrols, 3e-5 for the whole model and 3e-4"
+        "2e-3 for LoRA and 3e-2 for soft prompts in stage 1; 1e-3 for\ncontrols, 3e-5 for the whole model and 3e-4"
         in PAGE
     )
     speed = yaml.safe_load(next(f for f in FRAGMENTS if "loss_chunk" in f))["speed"]

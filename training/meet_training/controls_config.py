@@ -61,4 +61,4 @@ ControlsConfig = Annotated[
 ]
 
 # Peak learning rates of the controls: in stage 1, and in stage 2 where they are tuned along with the model.
-PEAK_LEARNING_RATES: dict[ControlKind, tuple[float, float]] = {"lora": (2e-3, 1e-3), "soft_prompt": (1e-2, 1e-3)}
+PEAK_LEARNING_RATES: dict[ControlKind, tuple[float, float]] = {"lora": (2e-3, 1e-3), "soft_prompt": (3e-2, 1e-3)}

@@ -18,7 +18,7 @@ class Stage1Config(Section):
 
     epochs: float = Field(default=2.0, ge=0, description="passes over each preference's examples; 0 leaves it out")
     learning_rate: float | None = Field(
-        default=None, gt=0, description="peak, on the controls; by default 2e-3 for LoRA, 1e-2 for soft prompts"
+        default=None, gt=0, description="peak, on the controls; by default 2e-3 for LoRA, 3e-2 for soft prompts"
     )
     batch_size: int = Field(default=4, ge=1, description="examples of each control per step")
     warmup_share: float = Field(default=0.1, ge=0, le=1, description="share of steps over which it rises")
