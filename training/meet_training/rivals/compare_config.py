@@ -65,7 +65,7 @@ class TuningConfig(Section):
         default=(0.3, 1.0, 3.0), min_length=1, description="learning rates that are tried, as multiples of the usual"
     )
     betas: tuple[float, ...] = Field(
-        default=(0.1, 0.5), min_length=1, description="of the objectives that have one (DPO's own are 0.1 and 0.5)"
+        default=(0.1, 0.5), min_length=1, description="that DPO tries with each rate (its paper has 0.1 and 0.5)"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from meet_training.controls_config import PEAK_LEARNING_RATES, ControlKind
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.rendering import AsItIs
-from meet_training.rivals.rival import Job, Jobs, Point, Rival, all_preferences, by_rate_and_beta, stages
+from meet_training.rivals.rival import Job, Jobs, Point, Rival, all_preferences, stages
 from meet_training.stages_config import MODEL_LEARNING_RATES
 
 
@@ -37,6 +37,7 @@ def _job(
     epochs: tuple[float, float],
     *,
     frozen: bool = False,
+    paired: bool = False,
 ) -> list[Job]:
     kind: ControlKind = controls["kind"]
     stage1_rate, control_rate = PEAK_LEARNING_RATES[kind]
@@ -49,9 +50,9 @@ def _job(
         control_rate=control_rate,
         controls="frozen" if frozen else "joint",
     )
-    objective = {} if point.beta is None else {"objective": {"kind": "preference", "beta": point.beta}}
-    rendering = AsItIs(paired=point.beta is not None)
-    return [Job(all_preferences(config), rendering, {**training, **objective, "controls": controls}, controls=True)]
+    objective = {"objective": {"kind": "preference", "beta": config.tuning.betas[0]}} if paired else {}
+    fields = {**training, **objective, "controls": controls}
+    return [Job(all_preferences(config), AsItIs(paired=paired), fields, controls=True)]
 
 
 def _both(config: CompareConfig) -> tuple[float, float]:
@@ -59,8 +60,9 @@ def _both(config: CompareConfig) -> tuple[float, float]:
 
 
 def _meet_preference(config: CompareConfig, point: Point) -> list[Job]:
+    """Under the first beta alone, so that it searches as little as the others; both replies count: half the epochs."""
     first, second = _both(config)
-    return _job(config, point, _lora(config), (first / 2, second / 2))
+    return _job(config, point, _lora(config), (first / 2, second / 2), paired=True)
 
 
 def _soft(placement: str) -> Jobs:
@@ -74,7 +76,7 @@ MEET = (
     ),
     Rival("meet_soft_before", "MEET, soft prompts before the prompt", _soft("before_prompt")),
     Rival("meet_soft_after", "MEET, soft prompts after the prompt", _soft("after_prompt")),
-    Rival("meet_preference", "MEET, LoRA, preference objective", _meet_preference, by_rate_and_beta),
+    Rival("meet_preference", "MEET, LoRA, preference objective", _meet_preference),
 )
 
 PARTS_OF_MEET = (
