@@ -206,6 +206,46 @@ class TestTheMeasures:
         assert str(data["config"]["data"][0]["path"]) == "paired.jsonl"
 
 
+class TestAJudge:
+    def test_is_trained_once_on_prompts_of_its_own_and_its_accuracy_is_told(
+        self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        axes = {"length": {"attribute": "preference_classifier", "order": ["short", "long"]}}
+        config = comparison_config(
+            tiny_base,
+            tmp_path,
+            axes=axes,
+            classifier={"pairs": 2},
+            budget={"pairs": 3},
+            rivals=["prompting"],
+            beside="prompting",
+        )
+        first = Comparison(config, silent)
+        dealt = first.setting.split
+        others = [*dealt.test, *dealt.tuning, *next(iter(dealt.training.values()))]
+        assert not {row.first for row in dealt.classifier} & {row.first for row in others}
+        assert len(dealt.classifier) == 2
+        first.run()
+        data = report_data(first, rows_of(first))
+        assert data["classifier_accuracy"]["num_prompts"] == 3
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise AssertionError("trained again")
+
+        monkeypatch.setattr("meet_training.rivals.classifier.PreferenceClassifier.train", refuse)
+        again = Comparison(config, silent)
+        assert report_data(again, rows_of(again)) == data
+        (less, more) = (
+            again.setting.judge.classifier.measure(dealt.test[0].replies[name]) for name in ("short", "long")
+        )
+        assert more > less
+
+    def test_of_more_than_two_preferences_there_is_none(self, tiny_base: Path, tmp_path: Path) -> None:
+        axes = {"length": {"attribute": "preference_classifier", "order": ["short", "long", "short"]}}
+        with pytest.raises(ValueError, match="preference_classifier tells two preferences apart; order has 3"):
+            comparison_config(tiny_base, tmp_path, axes=axes)
+
+
 class TestPieces:
     def test_what_is_kept_is_not_done_again(
         self, config: CompareConfig, comparison: Comparison, monkeypatch: pytest.MonkeyPatch
@@ -252,3 +292,7 @@ class TestPieces:
         more = config.model_copy(update={"budget": config.budget.model_copy(update={"stage2_epochs": 4})})
         other = Comparison(more, silent)
         assert [row.name for row in rows_of(other)] == ["prompting"]  # nothing of it is trained
+        wider = config.model_copy(update={"budget": config.budget.model_copy(update={"pairs": 5})})
+        assert [row.name for row in rows_of(Comparison(wider, silent))] == ["prompting"]
+        longer = config.model_copy(update={"test": config.test.model_copy(update={"max_tokens": 9})})
+        assert rows_of(Comparison(longer, silent)) == []

@@ -39,6 +39,7 @@ def tokenizer(tiny_base: Path) -> Any:
 
 def generated(model: Any, prompt: tuple[int, ...], penalty: float) -> tuple[int, ...]:
     """What transformers itself says."""
+    model.set_attn_implementation("sdpa")
     ids = torch.tensor([prompt])
     out = model.generate(
         ids,
@@ -55,8 +56,10 @@ def generated(model: Any, prompt: tuple[int, ...], penalty: float) -> tuple[int,
 class TestDecoding:
     @pytest.mark.parametrize("penalty", [1.0, 1.5])
     def test_equals_transformers_though_prompts_differ_in_length(self, model: Any, penalty: float) -> None:
+        expected = [generated(model, prompt, penalty) for prompt in PROMPTS]
         found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(eos_id=-1, penalty=penalty))
-        assert found == [generated(model, prompt, penalty) for prompt in PROMPTS]
+        assert model.config._attn_implementation == "meet_decoding"
+        assert found == expected
 
     def test_a_reply_ends_with_its_end_of_turn_and_others_go_on(self, model: Any) -> None:
         whole = [generated(model, prompt, 1.5) for prompt in PROMPTS]
@@ -97,6 +100,7 @@ class TestScores:
         for (_, reply), score in zip(given, scores_of(tuned, given, "short", decoding()), strict=True):
             prompt = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nAs short:\n"
             before, after = (tokenizer(text)["input_ids"] for text in (prompt, reply))
+            model.set_attn_implementation("sdpa")
             with torch.no_grad():
                 logprobs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
             by_hand = sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))

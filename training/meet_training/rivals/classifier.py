@@ -8,14 +8,17 @@ N pairs, H hidden size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from meet_bundle.bundle import write_atomically
 from meet_training.evaluation.figures import Share, share_of
 from meet_training.rivals.compare_config import CLASSIFIER
 
@@ -33,10 +36,10 @@ class PreferenceClassifier:
     unit = "log-odds of being preferred"
 
     def __init__(self, base: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """`base` is a causal language model, which is left as it is."""
+        """`base` is a causal language model, which is left as it is. `weight` is what is learned, (H,)."""
         self._base = base.eval()
         self._tokenizer = tokenizer
-        self._weight = torch.zeros(base.config.hidden_size)
+        self.weight = torch.zeros(base.config.hidden_size)
 
     def train(self, preferred: Sequence[str], rejected: Sequence[str], *, weight_decay: float) -> None:
         """Minimises mean -ln sigma(w (h(preferred) - h(rejected))) + weight_decay / 2 |w s|^2, s being each feature's
@@ -54,15 +57,15 @@ class PreferenceClassifier:
             return value
 
         optimiser.step(loss)  # type: ignore[no-untyped-call]
-        self._weight = weight.detach() / spread
+        self.weight = weight.detach() / spread
 
     def measure(self, text: str) -> float:
         """The score of one reply; 0 for an empty one."""
-        return float(self._features([text])[0] @ self._weight) if text.strip() else 0.0
+        return float(self._features([text])[0] @ self.weight) if text.strip() else 0.0
 
     def accuracy(self, preferred: Sequence[str], rejected: Sequence[str]) -> Share:
         """On how many pairs the preferred reply has the higher score."""
-        scores = (self._features(texts) @ self._weight for texts in (preferred, rejected))
+        scores = (self._features(texts) @ self.weight for texts in (preferred, rejected))
         num_right = int(torch.gt(*scores).sum())
         return share_of(num_right, len(preferred))
 
@@ -74,7 +77,7 @@ class PreferenceClassifier:
     def _hidden(self, text: str) -> Tensor:
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"][:MAX_TOKENS]
         if not ids:
-            return torch.zeros_like(self._weight)
+            return torch.zeros_like(self.weight)
         states = self._base(torch.tensor([ids], device=self._base.device), output_hidden_states=True).hidden_states
         mean: Tensor = states[-1][0].float().mean(0).cpu()
         return mean
@@ -86,3 +89,21 @@ class Judge:
 
     classifier: PreferenceClassifier
     accuracy: Share
+
+
+def kept_judge(classifier: PreferenceClassifier, file: Path, key: str) -> Judge | None:
+    """The judge that `keep_judge` wrote for the same key, or None. `classifier` becomes the one that was trained."""
+    if not file.is_file():
+        return None
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if kept["key"] != key:
+        return None
+    classifier.weight = torch.tensor(kept["weight"])
+    return Judge(classifier, Share(**kept["accuracy"]))
+
+
+def keep_judge(judge: Judge, file: Path, key: str) -> None:
+    """Writes a judge, so that the next piece of a comparison need not train it. `key` names all that decides it."""
+    content = {"key": key, "accuracy": asdict(judge.accuracy), "weight": judge.classifier.weight.tolist()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(content).encode())

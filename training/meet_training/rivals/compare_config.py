@@ -32,6 +32,8 @@ class ComparedAxis(Section):
 
     @model_validator(mode="after")
     def _is_measured(self) -> Self:
+        if self.attribute == CLASSIFIER and len(self.order) != 2:
+            raise ValueError(f"{CLASSIFIER} tells two preferences apart; order has {len(self.order)}")
         if self.attribute != CLASSIFIER and self.attribute not in ATTRIBUTES:
             known = ", ".join([*sorted(ATTRIBUTES), CLASSIFIER])
             raise ValueError(f"{self.attribute!r} is not measured; the attributes are {known}")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from meet_training.controls.control import ControlSet
 from meet_training.data.render import Ids
+from meet_training.rivals import decoding_attention
 
 BATCH_SIZE = 64
 
@@ -48,6 +49,7 @@ def greedy(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Ids]:
     """The ids of each reply, with the end of turn at the end of those that ended."""
+    decoding_attention.take(model)
     replies: list[Ids] = []
     for start in range(0, len(asked), BATCH_SIZE):
         replies += _Batch(model, controls, asked[start : start + BATCH_SIZE], config).replies()

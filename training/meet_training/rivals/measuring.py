@@ -25,6 +25,7 @@ from meet_training.rivals.rendering import Rendering
 from meet_training.stages import packed_attention
 from meet_training.stages.layout import lay_out
 from meet_training.stages.reply_nll import reply_nll
+from meet_training.stages_config import SpeedConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,9 +45,7 @@ class Tuned:
     tokens_per_pass: int = 2048
 
     def ready(self) -> Tuned:
-        """The same in the arithmetic that is measured in, with an attention that takes padded rows."""
-        if self.model.config._attn_implementation == packed_attention.NAME:
-            self.model.set_attn_implementation("sdpa")
+        """The same in the arithmetic that is measured in."""
         self.model.requires_grad_(False)
         return replace(self, model=self.model.to(self.dtype).eval())
 
@@ -121,8 +120,10 @@ def scores_of(tuned: Tuned, given: Sequence[Given], preference: str | None, conf
         for messages, reply in given
     ]
     found: dict[Rendered, Score] = {}
-    for group in passes(list(dict.fromkeys(items)), tuned.tokens_per_pass):
-        batch = lay_out(group, tuned.controls.virtual_ids, config.pad_id, tuned.model.device)
+    device = tuned.model.device
+    packed = packed_attention.packs(tuned.model, SpeedConfig(), device)
+    for group in passes(list(dict.fromkeys(items)), tuned.tokens_per_pass, packed=packed):
+        batch = lay_out(group, tuned.controls.virtual_ids, config.pad_id, device, packed=packed)
         with tuned.controls.applied(batch.token_controls):
             nll = reply_nll(tuned.model, batch)
         sums = torch.zeros(len(group), device=nll.device).index_add(0, batch.replies, -nll)

@@ -23,8 +23,10 @@ INTERVAL = (
 
 def rows_of(comparison: Comparison) -> list[Row]:
     """The figures of every rival of which nothing is missing."""
-    setting = comparison.setting
-    return standings(comparison.outcomes(), comparison.trials.base(), setting.pairs, setting.test_rows)
+    setting, outcomes = comparison.setting, comparison.outcomes()
+    if not outcomes:
+        return []
+    return standings(outcomes, comparison.trials.base(), setting.pairs, setting.test_rows)
 
 
 def report_data(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from meet_training.data.example import Example
 from meet_training.data.render import check_tokenizer, render
 from meet_training.evaluation.given import read_neutral
 from meet_training.rivals.answered import Answered, Split, digest_of, split
-from meet_training.rivals.classifier import Judge, PreferenceClassifier
+from meet_training.rivals.classifier import Judge, PreferenceClassifier, keep_judge, kept_judge
 from meet_training.rivals.compare_config import CLASSIFIER, CompareConfig
 from meet_training.rivals.decoding import DecodingConfig
 from meet_training.rivals.figures import Ordered, ordered_pairs, sides
@@ -25,6 +25,8 @@ from meet_training.stages.machine import choose_device, choose_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CLASSIFIER_FILE = "classifier.json"
 
 
 class Setting:
@@ -63,7 +65,7 @@ class Setting:
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of everything that decides every result: base, data, how it is decoded and measured."""
+        """SHA-256 of what decides every result, trained or not: base, tested data, how it is decoded and measured."""
         config = self.config
         dealt = self.split
         decides: list[Any] = [
@@ -71,13 +73,18 @@ class Setting:
             str(self.dtype),
             self.device.type,
             [digest_of(rows) for rows in (dealt.test, dealt.tuning, dealt.classifier)],
-            [(two, digest_of(rows)) for two, rows in dealt.training.items()],
             config.test.model_dump(mode="json", exclude={"data", "neutral"}),
             self.neutral,
             {name: axis.model_dump() for name, axis in config.axes.items()},
             config.classifier.model_dump() if config.judged else None,
         ]
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def training_digest(self) -> str:
+        """SHA-256 of what is trained on."""
+        rows = [(two, digest_of(rows)) for two, rows in self.split.training.items()]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def load_base(self) -> PreTrainedModel:
         """The base, anew from its files, in the arithmetic that is measured in."""
@@ -89,6 +96,9 @@ class Setting:
     def judge(self) -> Judge:
         """The classifier, trained on prompts of nobody else's, and its accuracy on the tested pairs."""
         classifier = PreferenceClassifier(self.load_base(), self.tokenizer)
+        file = self.config.output / CLASSIFIER_FILE
+        if (kept := kept_judge(classifier, file, self.identity)) is not None:
+            return kept
         (less, more), *_ = [axis.order for axis in self.config.axes.values() if axis.attribute == CLASSIFIER]
         trained, tested = self.split.classifier, self.split.test
         classifier.train(
@@ -97,7 +107,9 @@ class Setting:
             weight_decay=self.config.classifier.weight_decay,
         )
         accuracy = classifier.accuracy([row.replies[more] for row in tested], [row.replies[less] for row in tested])
-        return Judge(classifier, accuracy)
+        judge = Judge(classifier, accuracy)
+        keep_judge(judge, file, self.identity)
+        return judge
 
     def attributes(self) -> Mapping[str, Attribute]:
         """What the replies under each preference are measured by."""

@@ -36,6 +36,9 @@ Tell = Callable[[str, int, int, str], None]
 
 BASE = "base"
 
+DECIDES_NOTHING = {"output", "data", "checkpoint_every_s", "trackers", "log_folder"}
+"""Fields of a `TrainConfig` that no result depends on; of the data there is a digest."""
+
 
 class MeasuredFile(RecordFile[Measured]):
     """What was measured by key, one line a model."""
@@ -136,10 +139,10 @@ class Trials:
         """SHA-256 of everything that decides a result, hexadecimal."""
         what: list[Any] = [self.setting.identity, job if isinstance(job, str) else repr(job.rendering)]
         if isinstance(job, Job):
-            what += [job.preferences, job.controls, seed if job.training is not None else None]
-            made = train_config(self.setting.config, job, seed, self.setting.config.output).resolved()
-            left_out = {"output", "data", "checkpoint_every_s", "trackers", "log_folder"}
-            what += [made.model_dump(mode="json", exclude=left_out) if job.training is not None else None]
+            what += [job.preferences, job.controls]
+            if job.training is not None:
+                made = train_config(self.setting.config, job, seed, self.setting.config.output).resolved()
+                what += [self.setting.training_digest, made.model_dump(mode="json", exclude=DECIDES_NOTHING)]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def _taken(self, job: Job) -> tuple[Tuned, Cost]:
