@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help setup demo test test-gpu test-engines test-slow check format bench-serve bench-train lock clean
+.PHONY: help setup demo test test-gpu test-engines test-slow check format bench-serve bench-train compare lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ bench-serve: setup  ## what control costs, as ratios; JSON=FILE writes the figur
 
 bench-train: setup  ## stage 1 beside TRL's SFTTrainer: speed, memory, loss; JSON=FILE writes the figures
 	@$(BIN)/python tests/benchmarks/bench_train.py $(if $(JSON),--json $(JSON))
+
+compare: setup  ## MEET beside its rivals on one budget, hours; goes on where it stood. CONFIG=FILE, JSON=FILE
+	@$(BIN)/meet compare $(or $(CONFIG),examples/compare/demo.yaml) $(if $(JSON),--json $(JSON))
 
 lock:  ## make the lock files anew (needs uv)
 	@requirements/lock.sh
