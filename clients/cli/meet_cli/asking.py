@@ -182,7 +182,7 @@ def served_subject(model: str | None, config: EvaluationConfig, servers: Servers
     with errors_of(servers.root), MeetClient(servers.root, servers.api_key, max_retries=0) as client:
         name = model or next((each.id for each in client.openai.models.list()), None)
         try:
-            listed = [preference.raw for preference in client.preferences()]
+            listed = [preference.to_dict() for preference in client.preferences()]
         except (openai.NotFoundError, ValueError):  # a plain endpoint
             listed = None
     if name is None:
