@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,11 +12,15 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from meet_bundle import Bundle, LoraControls, Manifest, open_bundle
+from meet_server.access.keyring import ADMIN_KEYS, USER_KEYS, Keyring
 from meet_server.engine import lora_settings, start
 from meet_server.engine.controlled_client import ControlledEngine, list_models, model_cards
 from meet_server.engine.proof import prove
 from meet_server.engine.soft_prompts import SoftPromptEngine
+from meet_server.errors import ServerError
+from meet_server.http.bounds import RequestBounds
 from meet_server.http.health import health_router
+from meet_server.http.keys import KeyGate
 from meet_server.http.model_routes import model_router
 from meet_server.http.preference_field import PreferenceField
 from meet_server.http.preference_routes import preference_router
@@ -24,12 +29,13 @@ from meet_server.registry.admission import check_lora, model_shapes
 from meet_server.registry.live import LiveControls
 from meet_server.registry.soft_prompt_admission import check_soft_prompts
 from meet_server.registry.soft_prompts import LiveSoftPrompts
-from meet_server.settings import Settings
+from meet_server.run import is_loopback
+from meet_server.settings import RequestLimits, Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The MEET server for one bundle. Its lifespan starts the engine, and sets what `run` reads: `state.engine`,
-    vLLM's engine client, and `state.example`, the fields of our own in an example request.
+    vLLM's engine client, `state.example`, the fields of our own in an example request, and `state.needs_key`.
 
     Entering the lifespan raises MeetError, on one line, for a bundle or a control that cannot be served.
     """
@@ -40,14 +46,16 @@ def create_app(settings: Settings) -> FastAPI:
         bundle = open_bundle(settings.bundle)
         admit(bundle)
         args = start.bundle_arguments(bundle, settings.engine_args)
+        keyring = keys_of(settings, args)
         first_id = bundle.manifest.first_virtual_id
         with start.running_engine(args, worker_start=settings.worker_start, first_banned_id=first_id) as raw:
             engine, live = controlled(bundle.manifest, raw, args)
             await load_and_prove(bundle, engine, live)
-            inner = await compose(bundle.manifest, engine, live, args, max_body_bytes=settings.max_body_bytes)
+            inner = await compose(bundle.manifest, engine, live, args, keyring, settings.limits)
             async with inner.router.lifespan_context(inner):  # a mounted app's own does not run
                 outer.state.engine, outer.state.live = engine, live
                 outer.state.example = {"preference": bundle.manifest.preferences[0].name}
+                outer.state.needs_key = not keyring.is_empty
                 outer.mount("/", inner)
                 yield
 
@@ -55,9 +63,14 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def compose(
-    manifest: Manifest, engine: ControlledEngine, live: LiveControls, args: Namespace, *, max_body_bytes: int
+    manifest: Manifest,
+    engine: ControlledEngine,
+    live: LiveControls,
+    args: Namespace,
+    keyring: Keyring,
+    limits: RequestLimits,
 ) -> FastAPI:
-    """vLLM's own app on a running engine, with our routes and our wrapper in it."""
+    """vLLM's own app on a running engine, with our routes in it and our gate and our wrapper in front of them all."""
     names, resolver = args.served_model_name, Resolver(manifest)
     app = await start.vllm_app(engine, args)
     if isinstance(engine, SoftPromptEngine):
@@ -69,14 +82,26 @@ async def compose(
     app.include_router(health_router(lambda: engine.is_dead))
     wrap(
         app,
-        PreferenceField,
-        resolver=resolver,
-        live=live,
-        applying=engine.applying,
-        names=names,
-        max_body_bytes=max_body_bytes,
+        Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins)),
+        Middleware(RequestBounds, limits=limits),
+        Middleware(PreferenceField, resolver=resolver, live=live, applying=engine.applying, names=names),
     )
     return app
+
+
+def keys_of(settings: Settings, args: Namespace) -> Keyring:
+    """The keys that are accepted. Raises ServerError where none is set and other machines could reach the server."""
+    theirs = start.api_keys(args)
+    ours = Keyring(settings.keys_file, os.environ)
+    if theirs and not ours.is_empty:
+        raise ServerError("keys are set twice, here and by vLLM's --api-key or VLLM_API_KEY; set them here alone")
+    keyring = Keyring(None, {}, theirs) if theirs else ours
+    if keyring.is_empty and not is_loopback(settings.host):
+        raise ServerError(
+            f"other machines can reach {settings.host}, and no key is set: set one by --keys-file, {USER_KEYS} or "
+            f"{ADMIN_KEYS}, or listen on 127.0.0.1"
+        )
+    return keyring
 
 
 def controlled(manifest: Manifest, raw: Any, args: Namespace) -> tuple[ControlledEngine, LiveControls]:
@@ -109,11 +134,11 @@ async def load_and_prove(bundle: Bundle, engine: ControlledEngine, live: LiveCon
         live.publish(control)
 
 
-def wrap(app: FastAPI, middleware: type[PreferenceField], **options: object) -> None:
-    """Puts a middleware innermost: behind vLLM's own authentication, CORS and request ids.
+def wrap(app: FastAPI, *middleware: Middleware) -> None:
+    """Puts middleware innermost, the first outermost of them: behind vLLM's own authentication, CORS and request ids.
 
     `build_app` returns with its stack built, so `add_middleware` would raise; this builds it again, as
     vLLM's SageMaker bootstrap does.
     """
-    app.user_middleware.append(Middleware(middleware, **options))  # type: ignore[arg-type]
+    app.user_middleware.extend(middleware)
     app.middleware_stack = app.build_middleware_stack()

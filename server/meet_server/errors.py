@@ -18,11 +18,12 @@ class RequestError(ServerError):
     """One request asks for what cannot be done.
 
     `code` is for programs (`unknown_preference`), `param` names the field or header at fault, the
-    message is for people.
+    message is for people. Where trying again later may help, `retry_after_s` says when.
     """
 
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.param = param
         self.message = message
+        self.retry_after_s = retry_after_s

@@ -22,7 +22,7 @@ from meet_server.settings import PlainSettings
 
 
 def create_plain_app(settings: PlainSettings) -> FastAPI:
-    """The plain server. Its lifespan starts the engine and sets `state.engine` and `state.example`."""
+    """The plain server. Its lifespan starts the engine and sets what `run` reads of `state`."""
 
     @asynccontextmanager
     async def lifespan(outer: FastAPI) -> AsyncIterator[None]:
@@ -33,6 +33,7 @@ def create_plain_app(settings: PlainSettings) -> FastAPI:
             async with inner.router.lifespan_context(inner):
                 outer.state.engine = engine
                 outer.state.example = {}
+                outer.state.needs_key = bool(start.api_keys(args))
                 outer.mount("/", inner)
                 yield
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import json
 import logging
 import resource
@@ -47,7 +48,7 @@ def serve(settings: Settings, *, announce: Announce | None = None) -> None:
 
 
 def run(app: FastAPI, sock: socket.socket, settings: ServingSettings, announce: Announce) -> None:
-    """Runs an app on a bound socket. Its lifespan sets `state.engine` and `state.example` (see `app`)."""
+    """Runs an app on a bound socket. Its lifespan sets `state.engine`, `example` and `needs_key` (see `app`)."""
     import uvloop
 
     _raise_open_files_limit()
@@ -89,6 +90,15 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
                 f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
             ) from None
         yield sock
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 async def _serve(
@@ -137,7 +147,12 @@ def _ready_line(app: FastAPI, sock: socket.socket) -> str:
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     messages = [{"role": "user", "content": "What is rain?"}]
     example = json.dumps({**app.state.example, "max_tokens": 64, "messages": messages})
-    return f"ready: {url}  try: curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{example}'"
+    key = ' -H "authorization: Bearer $MEET_API_KEY"' if app.state.needs_key else ""
+    note = "" if app.state.needs_key else "  (no key is set: for this machine alone)"
+    return (
+        f"ready: {url}  try: curl {url}/v1/chat/completions{key} -H 'content-type: application/json' "
+        f"-d '{example}'{note}"
+    )
 
 
 async def _watch(app: FastAPI, server: uvicorn.Server, stopped_by: list[int]) -> None:

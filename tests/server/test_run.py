@@ -30,7 +30,7 @@ from meet_server.settings import Settings
 
 @asynccontextmanager
 async def lifespan(app):
-    app.state.engine, app.state.example = SimpleNamespace(errored=False), {}
+    app.state.engine, app.state.example, app.state.needs_key = SimpleNamespace(errored=False), {}, False
     try:
         yield
     finally:
@@ -67,6 +67,7 @@ class Process:
         line = self.process.stdout.readline()
         assert line.startswith("ready: http://127.0.0.1:"), line
         assert "curl" in line
+        assert "no key is set" in line
         self.url = line.split()[1]
 
     def end(self) -> tuple[int, str]:

@@ -12,8 +12,9 @@ import pytest
 from running_server import Server
 
 from meet_bundle import Manifest, open_bundle
-from meet_server.app import compose
+from meet_server.app import compose, keys_of
 from meet_server.engine.start import bundle_arguments
+from meet_server.settings import RequestLimits, Settings
 
 MESSAGES: Any = [{"role": "user", "content": "What is rain?"}]
 NUM_TOKENS = 12
@@ -232,7 +233,8 @@ def test_health_and_metrics(http: httpx.Client) -> None:
 def test_with_an_api_key_everything_of_ours_is_behind_it(server: Server, bundle: Path, manifest: Manifest) -> None:
     """A second app on the same engine, put together as the first, with vLLM's own --api-key."""
     args = bundle_arguments(open_bundle(bundle), ("--api-key=secret", "--allowed-origins", '["https://page.example"]'))
-    app = server.call(compose(manifest, server.engine, server.app.state.live, args, max_body_bytes=10_000))
+    keyring = keys_of(Settings(bundle=bundle), args)
+    app = server.call(compose(manifest, server.engine, server.app.state.live, args, keyring, RequestLimits()))
     wrong = {"model": "tiny", "messages": MESSAGES, "preference": "angry"}
 
     async def ask() -> list[httpx.Response]:

@@ -87,9 +87,7 @@ class Wrapped:
         live = LiveControls()
         for name in ("concise", "formal"):
             live.publish(live.number(preference(name), Path("controls") / name))
-        self.app = PreferenceField(
-            app, resolver=resolver(), live=live, applying=app.applying, names=("tiny",), max_body_bytes=10_000
-        )
+        self.app = PreferenceField(app, resolver=resolver(), live=live, applying=app.applying, names=("tiny",))
 
     def post(self, body: Any, path: str = CHAT, headers: dict[str, str] | None = None) -> httpx.Response:
         async def ask() -> httpx.Response:

@@ -33,6 +33,7 @@ LOG_LINES = 20
 _OWN = "meet: error: "
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b.*: ")
 _POLL_S = 0.1
+_SERVERS_KEYS = frozenset({"MEET_USER_KEYS", "MEET_ADMIN_KEYS"})  # of the user's own server, not of this one
 _LOG_BYTES = 64 * 1024
 
 
@@ -95,7 +96,12 @@ def running_server(
     _check_free(port, what)
     with _log_file() as log, _sigterm_raises():
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name not in _SERVERS_KEYS},
         )
         try:
             url = f"http://{HOST}:{port}"

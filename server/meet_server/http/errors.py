@@ -14,9 +14,16 @@ STATUSES: dict[str, int] = {
     "unsupported_mix": 400,
     "unsupported_strength": 400,
     "invalid_body": 400,
+    "invalid_api_key": 401,
+    "admin_key_required": 403,
+    "origin_not_allowed": 403,
+    "preference_not_allowed": 403,
+    "route_not_allowed": 403,
     "preference_not_found": 404,
     "model_not_found": 404,
     "body_too_large": 413,
+    "too_many_requests": 429,
+    "headers_too_large": 431,
     "engine_dead": 503,
 }
 
@@ -29,4 +36,8 @@ def error_body(error: RequestError) -> dict[str, dict[str, str | None]]:
 
 def error_response(error: RequestError) -> JSONResponse:
     """The reply to a request that cannot be served as asked."""
-    return JSONResponse(error_body(error), status_code=STATUSES[error.code])
+    status = STATUSES[error.code]
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    return JSONResponse(error_body(error), status_code=status, headers=headers)

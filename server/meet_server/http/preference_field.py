@@ -1,8 +1,8 @@
 """Pure-ASGI wrapper round the generating routes: finds and removes the preference of a request.
 
-It reads the body, takes out what is ours, resolves it and lets vLLM's app answer with the control in
-force. Streaming, errors and disconnects pass through untouched. It refuses to understand anything else
-in a body: what is no JSON object, or names a model that is not ours, is left for vLLM to answer.
+It reads the body, whose size `bounds` has limited, takes out what is ours, resolves it and lets vLLM's app answer
+with the control in force. Streaming, errors and disconnects pass through untouched. It refuses to understand anything
+else in a body: what is no JSON object, or names a model that is not ours, is left for vLLM to answer.
 """
 
 from __future__ import annotations
@@ -15,24 +15,20 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from meet_server.access.keyring import Key
 from meet_server.errors import RequestError
 from meet_server.http import several_preferences
+from meet_server.http.body import Disconnected, read_body, replay, with_length
 from meet_server.http.errors import error_response
+from meet_server.http.keys import KEY
+from meet_server.http.paths import CHAT, COMPLETIONS, GENERATING, MESSAGES, RESPONSES, path_of
 from meet_server.http.several_preferences import Entry, SeveralReplies
 from meet_server.preferences import words
 from meet_server.preferences.resolve import Resolver
 from meet_server.preferences.words import Said
 from meet_server.registry.live import Applied, LiveControls, LoadedControl
 
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-PATHS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
-
 Applying = Callable[[LoadedControl | None], AbstractContextManager[None]]
-
-
-class Disconnected(Exception):
-    """The client left while its body was being read."""
 
 
 class PreferenceField:
@@ -46,7 +42,6 @@ class PreferenceField:
         live: LiveControls,
         applying: Applying,
         names: Iterable[str],
-        max_body_bytes: int,
     ) -> None:
         self._app = app
         self._resolver = resolver
@@ -54,7 +49,6 @@ class PreferenceField:
         self._applying = applying
         # Longest first, so that a name that holds a colon is not taken for a shorter one with a suffix.
         self._names = sorted(names, key=len, reverse=True)
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _generating_path(scope)
@@ -62,10 +56,11 @@ class PreferenceField:
             await self._app(scope, receive, send)
             return
         try:
-            body = await self._read(scope, receive)
+            body = await read_body(scope, receive)
             request, headers = _object(body), Headers(scope=scope)
             several = self._take_several(path, headers, request)
             applied, rewritten = (None, None) if several else self._take(path, headers, request)
+            _check_allowed(scope.get(KEY), [entry.applied for entry in several[0]] if several else [applied])
         except Disconnected:
             return
         except RequestError as error:
@@ -75,8 +70,8 @@ class PreferenceField:
             await self._answer_each(*several, scope, receive, send)
             return
         if rewritten is not None:
-            body, scope = rewritten, _with_length(scope, len(rewritten))
-        receive = _replay(body, receive)
+            body, scope = rewritten, with_length(scope, len(rewritten))
+        receive = replay(body, receive)
         if applied is None:
             await self._app(scope, receive, send)
             return
@@ -86,24 +81,7 @@ class PreferenceField:
     async def _answer_each(self, entries: list[Entry], body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
         said = " | ".join(str(entry.applied) for entry in entries)
         replies = SeveralReplies(self._app, self._applying, entries)
-        await replies.answer(_with_length(scope, len(body)), body, receive, _announce(said, send))
-
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_body_bytes:
-            raise self._too_large()
-        chunks, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            chunk = message.get("body", b"")
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > self._max_body_bytes:
-                raise self._too_large()
-            more = message.get("more_body", False)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        await replies.answer(with_length(scope, len(body)), body, receive, _announce(said, send))
 
     def _take(self, path: str, headers: Headers, request: dict[str, Any] | None) -> tuple[Applied | None, bytes | None]:
         """What to apply (None: not ours to say), and the body without our words (None: as it came)."""
@@ -189,15 +167,22 @@ class PreferenceField:
         one = applied.control is not None and len(applied.mix.parts) == 1
         return f"{base}:{applied.mix.parts[0][0]}" if one else base
 
-    def _too_large(self) -> RequestError:
-        return RequestError("body_too_large", f"the body is larger than {self._max_body_bytes} bytes")
-
 
 def _generating_path(scope: Scope) -> str | None:
     if scope["type"] != "http" or scope["method"] != "POST":
         return None
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path if path in PATHS else None
+    path = path_of(scope)
+    return path if path in GENERATING else None
+
+
+def _check_allowed(key: Key | None, asked: Iterable[Applied | None]) -> None:
+    for applied in asked:
+        if key is None or applied is None:
+            continue
+        if (refused := key.allows(name for name, _ in applied.mix.parts)) is not None:
+            raise RequestError(
+                "preference_not_allowed", f"the key that was shown may not use {refused!r}", param=words.FIELD
+            )
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
@@ -218,26 +203,6 @@ def _bytes(request: dict[str, Any]) -> bytes:
 def _inner(request: dict[str, Any], outer: str, inner: str) -> object:
     value = request.get(outer)
     return value.get(inner) if isinstance(value, dict) else None
-
-
-def _with_length(scope: Scope, length: int) -> Scope:
-    dropped = (b"content-length", b"transfer-encoding")
-    headers = [(key, value) for key, value in scope["headers"] if key.lower() not in dropped]
-    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once, and then whatever really comes: the disconnect."""
-    sent = False
-
-    async def replayed() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replayed
 
 
 def _announce(applied: str, send: Send) -> Send:
