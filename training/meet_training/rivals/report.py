@@ -15,6 +15,11 @@ from meet_training.rivals.figures import by_prompt
 from meet_training.rivals.standing import FIGURES, Outcome, Row, Standing, standings
 
 _MARKS = {Standing.AHEAD: "ahead", Standing.BEHIND: "behind", Standing.LEVEL: "="}
+NUMBERS = ("tokens", "seconds", "parameters", "holds", "log-odds", "perplexity", "broken", "medians")
+CAPTION = (
+    "tokens: of replies, learned with one seed; seconds: of training; log-odds: nats a token; "
+    "perplexity: of neutral replies, over the base's"
+)
 INTERVAL = (
     f"95%, percentile bootstrap over prompts and seeds ({NUM_RESAMPLES} resamples); of holds the wider of that and "
     "Wilson's score interval for as many prompts"
@@ -70,30 +75,21 @@ def show(console: Console, comparison: Comparison, rows: Sequence[Row]) -> None:
 
 def _table(rows: Sequence[Row], reference: str, num_prompts: int) -> Table:
     table = Table(
+        "rival",
+        "rate",
         title=f"Rivals on one budget, {num_prompts} prompts; ahead, behind: of {reference}, beyond the interval",
-        caption="log-odds: nats a token; perplexity: of neutral replies, over the base's; seconds: of training",
+        caption=CAPTION,
     )
-    for heading in ("rival", "rate"):
-        table.add_column(heading)
-    for heading in (
-        "tokens learned",
-        "seconds",
-        "parameters",
-        "holds",
-        "log-odds",
-        "perplexity",
-        "broken",
-        "medians",
-    ):
+    for heading in NUMBERS:
         table.add_column(heading, justify="right")
     for row in rows:
         marks = {name: _mark(row, name, reference) for name in FIGURES}
         table.add_row(
             f"{row.name} ({row.num_seeds})",
             row.point,
-            f"{row.cost.learned_tokens:,}",
+            f"{row.cost.learned_tokens / 1e3:.1f}k",
             f"{row.cost.seconds:.0f}",
-            f"{row.cost.parameters:,}",
+            f"{row.cost.parameters / 1e6:.1f}M",
             f"{_percent(row.holds)}{marks['holds']}",
             f"{_number(row.log_odds)}{marks['log_odds']}",
             "-" if row.perplexity_ratio is None else _number(row.perplexity_ratio),
