@@ -48,7 +48,8 @@ def serve(settings: Settings, *, announce: Announce | None = None) -> None:
 
 
 def run(app: FastAPI, sock: socket.socket, settings: ServingSettings, announce: Announce) -> None:
-    """Runs an app on a bound socket. Its lifespan sets `state.engine`, `example` and `needs_key` (see `app`)."""
+    """Runs an app on a bound socket. It has `state.lifecycle`, and its lifespan sets `state.engine`, `example` and
+    `needs_key` (see `app`)."""
     import uvloop
 
     _raise_open_files_limit()
@@ -107,7 +108,7 @@ async def _serve(
     # The lifespan is entered here and not by uvicorn, which would turn its errors into tracebacks.
     async with app.router.lifespan_context(app):
         server = _server(app, settings, lambda: announce(_ready_line(app, sock)))
-        _stop_on_signals(server, stopped_by)
+        _stop_on_signals(app, server, stopped_by, settings.drain_delay_s)
         watching = asyncio.create_task(_watch(app, server, stopped_by))
         try:
             await server.serve(sockets=[sock])
@@ -164,15 +165,23 @@ async def _watch(app: FastAPI, server: uvicorn.Server, stopped_by: list[int]) ->
     server.should_exit = True
 
 
-def _stop_on_signals(server: uvicorn.Server, stopped_by: list[int]) -> None:
-    """The first signal lets requests end within the grace; a second cuts them off."""
+def _stop_on_signals(app: FastAPI, server: uvicorn.Server, stopped_by: list[int], delay_s: float) -> None:
+    """The first signal ends readiness, then new connections, and lets requests end within the grace; a second cuts
+    them off. Ctrl-C does not wait for load balancers."""
+    loop = asyncio.get_running_loop()
 
-    def stop(number: int) -> None:
-        stopped_by.append(number)
-        server.force_exit = server.should_exit
+    def exit_now() -> None:
         server.should_exit = True
 
-    loop = asyncio.get_running_loop()
+    def stop(number: int) -> None:
+        server.force_exit = bool(stopped_by)
+        stopped_by.append(number)
+        app.state.lifecycle.draining = True
+        if server.force_exit or number == signal.SIGINT or not delay_s:
+            exit_now()
+        else:
+            loop.call_later(delay_s, exit_now)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
 

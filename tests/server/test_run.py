@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from fastapi import FastAPI
 from meet_server.errors import ServerError
+from meet_server.http.health import health_router
+from meet_server.lifecycle import Lifecycle
 from meet_server.run import bound_socket, run, to_stdout
 from meet_server.settings import Settings
 
@@ -37,6 +40,8 @@ async def lifespan(app):
         to_stdout("shut down")
 
 app = FastAPI(lifespan=lifespan)
+app.state.lifecycle = Lifecycle()
+app.include_router(health_router(lambda: False, app.state.lifecycle))
 
 @app.post("/die")
 async def die():
@@ -46,7 +51,7 @@ async def die():
 async def slow():
     await asyncio.sleep(60)
 
-settings = Settings(bundle=Path("x"), port=0, shutdown_grace_s=1)
+settings = Settings(bundle=Path("x"), port=0, shutdown_grace_s=1, drain_delay_s=float(sys.argv[1]))
 try:
     with bound_socket(settings.host, settings.port) as sock:
         run(app, sock, settings, to_stdout)
@@ -59,9 +64,9 @@ except KeyboardInterrupt:
 
 
 class Process:
-    def __init__(self) -> None:
+    def __init__(self, drain_delay_s: float = 0) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(PROGRAM)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", textwrap.dedent(PROGRAM), str(drain_delay_s)], stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -89,6 +94,29 @@ def test_a_request_that_does_not_end_is_cut_off_after_the_grace() -> None:
         httpx.get(f"{server.url}/slow", timeout=1)
     server.process.send_signal(signal.SIGTERM)
     assert server.end() == (0, "shut down\n")
+
+
+def test_readiness_ends_before_connections_do() -> None:
+    server = Process(drain_delay_s=1.5)
+    assert httpx.get(f"{server.url}/health/ready").status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    while (ready := httpx.get(f"{server.url}/health/ready")).status_code == 200:
+        assert time.monotonic() - start < 1
+    assert (ready.status_code, ready.json()["error"]["code"]) == (503, "draining")
+    assert httpx.get(f"{server.url}/none").status_code == 404  # still answered
+    assert server.end() == (0, "shut down\n")
+    assert 1.4 < time.monotonic() - start < 6
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    server = Process(drain_delay_s=60)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    start = time.monotonic()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end() == (0, "shut down\n")
+    assert time.monotonic() - start < 6
 
 
 def test_a_dead_engine_ends_it_with_an_error() -> None:

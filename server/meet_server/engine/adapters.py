@@ -72,6 +72,19 @@ class Adapters:
             for each in held:
                 self._uses.end(each.id)
 
+    @contextmanager
+    def using(self, control_id: int) -> Iterator[None]:
+        """As `holding`, for one control by its id."""
+        self._uses.begin(control_id)
+        try:
+            yield
+        finally:
+            self._uses.end(control_id)
+
+    async def released(self, control_id: int) -> None:
+        """Waits until no request uses a control."""
+        await self._uses.none(control_id)
+
     async def _remove(self, control: LoadedControl) -> None:
         del self._requests[control.id]
         if not self._engine.errored:

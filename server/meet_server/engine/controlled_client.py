@@ -14,7 +14,7 @@ from typing import Any
 
 from meet_server.engine import releases
 from meet_server.engine.adapters import Adapters
-from meet_server.registry.live import LoadedControl
+from meet_server.registry.live import FIRST_ID, LoadedControl
 
 _CONTROL: ContextVar[LoadedControl | None] = ContextVar("meet_control", default=None)
 
@@ -64,6 +64,10 @@ class ControlledEngine:
         """Loads a control into the engine. Until then it cannot be generated with. Raises ControlRefused."""
         await self.adapters.load(control)
 
+    async def unload(self, control: LoadedControl) -> None:
+        """Takes a control out of the engine once no request uses it; new ones must not get it any more."""
+        await self.adapters.unload(control)
+
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **rest: Any
     ) -> AsyncGenerator[Any, None]:
@@ -77,8 +81,8 @@ class ControlledEngine:
             if control.parts:
                 return self._generate_mixed(control, prompt, sampling_params, request_id, rest)
             lora_request = self.adapters[control.id]
-        elif lora_request is not None:
-            lora_request = self.adapters.get(lora_request.lora_int_id, lora_request)
+        elif lora_request is not None and lora_request.lora_int_id >= FIRST_ID:
+            return self._generate_listed(lora_request, prompt, sampling_params, request_id, rest)
         generated: AsyncGenerator[Any, None] = self._engine.generate(
             prompt, sampling_params, request_id, lora_request=lora_request, **rest
         )
@@ -89,6 +93,17 @@ class ControlledEngine:
         """As the function `applying`, for as long as a client's request lasts: the control stays loaded."""
         with self.adapters.holding(control), applying(control):
             yield
+
+    async def _generate_listed(
+        self, listed: Any, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """For routes where vLLM finds a control by its model's name: it stays until this request ends."""
+        adapter = self.adapters.get(listed.lora_int_id, None)
+        if adapter is None:
+            raise releases.bad_request(f"{listed.lora_name} was changed or removed; ask again", "model")
+        with self.adapters.using(listed.lora_int_id):
+            async for each in self._engine.generate(prompt, sampling_params, request_id, lora_request=adapter, **rest):
+                yield each
 
     async def _generate_mixed(
         self, mix: LoadedControl, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
@@ -103,8 +118,10 @@ class ControlledEngine:
 def list_models(models: Any, names: list[str], controls: Iterator[LoadedControl]) -> None:
     """Enters `NAME:label` of each control in vLLM's list of models, for `/v1/models` and replies' `model`.
 
-    `models` is vLLM's OpenAIServingModels.
+    Those of ours that it had are replaced. `models` is vLLM's OpenAIServingModels.
     """
+    for entry in [name for name, listed in models.lora_requests.items() if listed.lora_int_id >= FIRST_ID]:
+        del models.lora_requests[entry]
     for control in controls:
         for name in names:
             entry = f"{name}:{control.name}"

@@ -20,7 +20,7 @@ from meet_server.engine import releases
 from meet_server.engine.controlled_client import ControlledEngine, current_control
 from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused
-from meet_server.registry.live import LoadedControl
+from meet_server.registry.live import FIRST_ID, LoadedControl
 
 # Where the prompt ends, for those who ask for more tokens of one reply in several requests.
 _PROMPT_END: ContextVar[int | None] = ContextVar("meet_prompt_end", default=None)
@@ -59,6 +59,11 @@ class SoftPromptEngine(ControlledEngine):
             )
         self._loaded[control.id] = control
 
+    async def unload(self, control: LoadedControl) -> None:
+        """Forgets a control once no request uses it. The model keeps its rows."""
+        await self.adapters.released(control.id)
+        del self._loaded[control.id]
+
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **rest: Any
     ) -> AsyncGenerator[Any, None]:
@@ -71,6 +76,8 @@ class SoftPromptEngine(ControlledEngine):
         control = current_control()
         if lora_request is not None and (listed := self._loaded.get(lora_request.lora_int_id)) is not None:
             control, lora_request = control or listed, None
+        elif lora_request is not None and lora_request.lora_int_id >= FIRST_ID:
+            raise releases.bad_request(f"{lora_request.lora_name} was changed or removed; ask again", "model")
         rest["lora_request"] = lora_request
         prompt_ids = self._checked(prompt, sampling_params, control)
         # An empty prompt stays empty, so that vLLM refuses it as ever.
