@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,10 @@ from meet_server.http.model_routes import model_router
 from meet_server.http.preference_changes import change_router
 from meet_server.http.preference_field import PreferenceField
 from meet_server.http.preference_routes import preference_router, shown
+from meet_server.http.request_log import RequestLog
 from meet_server.http.turns import Turns
 from meet_server.lifecycle import Lifecycle
+from meet_server.metrics import Metrics
 from meet_server.registry.admission import check_lora, model_shapes
 from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.changing import EngineDoor, Registry
@@ -40,6 +43,8 @@ from meet_server.registry.soft_prompts import LiveSoftPrompts
 from meet_server.registry.store import Store, beside
 from meet_server.run import is_loopback
 from meet_server.settings import Settings
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -80,6 +85,7 @@ class Served:
     catalogue: Catalogue
     registry: Registry
     queue: FairQueue
+    metrics: Metrics
     lifecycle: Lifecycle
 
 
@@ -91,18 +97,44 @@ async def serving(
     engine, live = controlled(bundle.manifest, raw, args)
     catalogue = Catalogue(bundle.manifest)
     app = await start.vllm_app(engine, args)
-    registry = registry_of(bundle, catalogue, live, engine, app, args, settings)
-    await registry.start()
     queue = FairQueue(settings.load.max_running or start.max_running(raw), settings.load.max_waiting)
-    served = Served(app, engine, live, catalogue, registry, queue, lifecycle)
+    metrics = Metrics(partial(gauges, engine, live, queue))
+    registry = registry_of(bundle, catalogue, live, engine, app, args, settings, metrics)
+    await registry.start()
+    engine.observe = metrics.generated
+    served = Served(app, engine, live, catalogue, registry, queue, metrics, lifecycle)
     compose(served, args, keyring, settings)
     async with app.router.lifespan_context(app):  # a mounted app's own does not run
-        following = asyncio.create_task(registry.follow())
+        background = [asyncio.create_task(registry.follow()), asyncio.create_task(watch(engine, settings))]
+        unregister = metrics.register()
         try:
             yield served
         finally:
-            following.cancel()
+            unregister()
+            for task in background:
+                task.cancel()
             await registry.close()
+
+
+async def watch(engine: ControlledEngine, settings: Settings) -> None:
+    """Ends an engine that does not answer, so that requests under way get an error and `run` sees that it is dead."""
+    while not engine.is_dead:
+        await asyncio.sleep(min(10, settings.engine_timeout_s / 2))
+        if not await engine.answers(settings.engine_timeout_s):
+            _LOGGER.error("the engine has not answered for %g s, and is ended", settings.engine_timeout_s)
+            engine.kill()
+            return
+
+
+def gauges(engine: ControlledEngine, live: LiveControls, queue: FairQueue) -> Iterator[tuple[str, str, float]]:
+    """What the metrics look up."""
+    mixes = engine.adapters.mixes
+    yield "running_replies", "Replies that the engine works on.", queue.num_running
+    yield "waiting_requests", "Requests that wait for their turn.", queue.num_waiting
+    yield "resident_controls", "Controls that requests may ask for.", len(list(live))
+    yield "resident_mixes", "Mixes that the engine keeps.", len(mixes)
+    yield "mix_requests_total", "Requests of the engine for a mix.", mixes.num_asked
+    yield "mix_loads_total", "Mixes that had to be made for one.", mixes.num_loaded
 
 
 def compose(served: Served, args: Namespace, keyring: Keyring, settings: Settings) -> None:
@@ -114,9 +146,11 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
     app.include_router(preference_router(catalogue, live))
     app.include_router(change_router(served.registry, partial(shown, catalogue, live), settings.max_upload_bytes))
     app.include_router(health_router(lambda: engine.is_dead, served.lifecycle))
+    app.state.refused = served.metrics.refused
     wrap(
         app,
         Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins)),
+        *([Middleware(RequestLog)] if settings.log_requests else []),
         Middleware(RequestBounds, limits=settings.limits),
         Middleware(
             PreferenceField,
@@ -137,14 +171,14 @@ def registry_of(
     app: FastAPI,
     args: Namespace,
     settings: Settings,
+    metrics: Metrics,
 ) -> Registry:
     """What changes preferences on this engine. Nothing is loaded yet."""
     room = args.max_cpu_loras  # for controls and mixes together, where the engine has adapters at all
 
     def published() -> None:
-        listed = (live.get(preference.name) for preference in catalogue.manifest.preferences)
-        controls = [control for control in listed if control is not None]
-        list_models(app.state.openai_serving_models, args.served_model_name, iter(controls))
+        list_models(app.state.openai_serving_models, args.served_model_name, iter(live))
+        metrics.keep_only(control.name for control in live)
         if room is not None:
             engine.adapters.mixes.limit = max(1, room - len(list(live)))
 

@@ -31,6 +31,10 @@ class ServingSettings(_Settings):
     drain_delay_s: float = Field(
         default=0, ge=0, description="seconds between SIGTERM, when readiness ends, and the end of new connections"
     )
+    engine_failure: Literal["exit", "restart"] = Field(
+        default="exit", description="what happens once the engine has died: the process exits with status 2, or starts "
+        "a new engine, at most 3 times in 10 minutes"
+    )  # fmt: skip
     shutdown_grace_s: int = Field(
         default=10, ge=0, description="seconds that requests in flight are given to end when the server stops"
     )
@@ -77,6 +81,13 @@ class Settings(ServingSettings):
         default=None, description="folder of what is added to the bundle while serving; beside it, as BUNDLE.registry, "
         "by default"
     )  # fmt: skip
+    engine_timeout_s: float = Field(
+        default=120, gt=0, description="seconds without an answer of the engine, between two of its steps, after which "
+        "it counts as dead"
+    )  # fmt: skip
+    log_requests: bool = Field(
+        default=False, description="whether each request is logged to standard error, as a line of JSON"
+    )
     max_upload_bytes: int = Field(
         default=512 << 20,
         ge=1024,

@@ -24,6 +24,7 @@ class Adapters:
     def __init__(self, engine: Any, max_mixes: int) -> None:
         self._engine = engine
         self._requests: dict[int, Any] = {}
+        self._controls: dict[int, LoadedControl] = {}
         self._uses = Uses()
         self.mixes = Residents(self.load, self._remove, self._uses, max_mixes)
 
@@ -34,6 +35,10 @@ class Adapters:
     def get(self, control_id: int, otherwise: Any) -> Any:
         """The LoRARequest of what is loaded under that id, or `otherwise`."""
         return self._requests.get(control_id, otherwise)
+
+    def control(self, control_id: int) -> LoadedControl | None:
+        """What is loaded under that id."""
+        return self._controls.get(control_id)
 
     async def load(self, control: LoadedControl) -> None:
         """Loads a control or a mix. Until then it cannot be generated with.
@@ -50,6 +55,7 @@ class Adapters:
                 raise ServerError("the engine died while loading controls; its own messages stand above") from error
             raise ControlRefused(control.name, f"the engine does not load it: {error}") from error
         self._requests[control.id] = request
+        self._controls[control.id] = control
 
     async def unload(self, control: LoadedControl) -> None:
         """Takes a control out of the engine once no request uses it, alone or in a mix.
@@ -86,6 +92,6 @@ class Adapters:
         await self._uses.none(control_id)
 
     async def _remove(self, control: LoadedControl) -> None:
-        del self._requests[control.id]
+        del self._requests[control.id], self._controls[control.id]
         if not self._engine.errored:
             await self._engine.remove_lora(control.id)

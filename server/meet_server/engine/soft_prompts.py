@@ -83,12 +83,13 @@ class SoftPromptEngine(ControlledEngine):
         # An empty prompt stays empty, so that vLLM refuses it as ever.
         if control is None or not prompt_ids:
             generated: AsyncGenerator[Any, None] = self._engine.generate(prompt, sampling_params, request_id, **rest)
-            return generated
+            return self._observed(generated, None, sampling_params)
         end = _PROMPT_END.get()
         position = 0 if self._before else len(prompt_ids) if end is None else end
         whole = {**prompt, "prompt_token_ids": inserted(prompt_ids, control.token_ids, position)}
         outputs = self._engine.generate(whole, sampling_params, request_id, **rest)
-        return _hidden(outputs, prompt_ids, position, len(control.token_ids))
+        hidden = _hidden(outputs, prompt_ids, position, len(control.token_ids))
+        return self._observed(hidden, control, sampling_params)
 
     def follow_beams(self, state: Any) -> None:
         """Has vLLM's serving objects say where the prompt ends while they search with beams.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from meet_server.errors import RequestError
 
@@ -48,10 +49,23 @@ def error_body(error: RequestError) -> dict[str, dict[str, str | None]]:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: RequestError) -> JSONResponse:
+class ErrorResponse(JSONResponse):
+    """An error of ours, which the app counts as it sends it: its state says how (`refused`), if it does."""
+
+    code = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "app" in scope and (refused := getattr(scope["app"].state, "refused", None)) is not None:
+            refused(self.code)
+        await super().__call__(scope, receive, send)
+
+
+def error_response(error: RequestError) -> ErrorResponse:
     """The reply to a request that cannot be served as asked."""
     status = STATUSES[error.code]
     headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    return JSONResponse(error_body(error), status_code=status, headers=headers)
+    response = ErrorResponse(error_body(error), status_code=status, headers=headers)
+    response.code = error.code
+    return response
