@@ -2,6 +2,7 @@
 
 meet_bundle.MeetError
 +-- ServerError        the server cannot start or go on; the user can mend it; one line
+    +-- EngineDied     the engine ended, or did not answer any more
     +-- RequestError   one request cannot be served as asked; has a code that clients can act on
 """
 
@@ -12,6 +13,10 @@ from meet_bundle import MeetError
 
 class ServerError(MeetError):
     """The server cannot start or go on. The message says what is wrong and what would mend it."""
+
+
+class EngineDied(ServerError):
+    """The engine ended, or did not answer any more."""
 
 
 class RequestError(ServerError):

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from meet_bundle import MeetError
 from meet_server.engine import start
+from meet_server.lifecycle import Lifecycle
 from meet_server.run import bound_socket, run, to_stdout
 from meet_server.settings import PlainSettings
 
@@ -37,7 +38,9 @@ def create_plain_app(settings: PlainSettings) -> FastAPI:
                 outer.mount("/", inner)
                 yield
 
-    return FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.state.lifecycle = Lifecycle()
+    return app
 
 
 def serve_plain(settings: PlainSettings) -> None:

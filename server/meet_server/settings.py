@@ -28,6 +28,13 @@ class ServingSettings(_Settings):
         default="spawn",
         description="how the engine starts its processes: fork is quicker, and sound only with OMP_NUM_THREADS=1",
     )
+    drain_delay_s: float = Field(
+        default=0, ge=0, description="seconds between SIGTERM, when readiness ends, and the end of new connections"
+    )
+    engine_failure: Literal["exit", "restart"] = Field(
+        default="exit", description="what happens once the engine has died: the process exits with status 2, or starts "
+        "a new engine, at most 3 times in 10 minutes"
+    )  # fmt: skip
     shutdown_grace_s: int = Field(
         default=10, ge=0, description="seconds that requests in flight are given to end when the server stops"
     )
@@ -44,6 +51,24 @@ class RequestLimits(_Settings):
     max_header_bytes: int = Field(default=64 << 10, ge=1024, description="names and values of all headers, in bytes")
 
 
+class LoadSettings(_Settings):
+    """How many requests the engine works on, and what becomes of the others."""
+
+    max_running: int | None = Field(
+        default=None, ge=1, description="replies that the engine works on at a time; as many as its --max-num-seqs "
+        "by default"
+    )  # fmt: skip
+    max_waiting: int = Field(
+        default=256, ge=0, description="requests that wait for their turn; more get a 429 with Retry-After"
+    )
+    max_wait_s: float = Field(
+        default=30, gt=0, description="seconds that a request waits at most; then it gets a 503 with Retry-After"
+    )
+    deadline_s: float | None = Field(
+        default=None, gt=0, description="seconds that a request may take in all, its wait included; any by default"
+    )
+
+
 class Settings(ServingSettings):
     """The MEET server."""
 
@@ -52,7 +77,24 @@ class Settings(ServingSettings):
         default=None, description="file of keys (YAML or JSON), read anew when it changes; beside MEET_USER_KEYS "
         "and MEET_ADMIN_KEYS of the environment"
     )  # fmt: skip
+    registry: Path | None = Field(
+        default=None, description="folder of what is added to the bundle while serving; beside it, as BUNDLE.registry, "
+        "by default"
+    )  # fmt: skip
+    engine_timeout_s: float = Field(
+        default=120, gt=0, description="seconds without an answer of the engine, between two of its steps, after which "
+        "it counts as dead"
+    )  # fmt: skip
+    log_requests: bool = Field(
+        default=False, description="whether each request is logged to standard error, as a line of JSON"
+    )
+    max_upload_bytes: int = Field(
+        default=512 << 20,
+        ge=1024,
+        description="largest control that is taken in over HTTP, in bytes; it is held in memory",
+    )
     limits: RequestLimits = RequestLimits()
+    load: LoadSettings = LoadSettings()
 
 
 class PlainSettings(ServingSettings):

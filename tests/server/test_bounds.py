@@ -88,6 +88,17 @@ def test_depth_and_not_number_is_what_counts() -> None:
     assert is_nested_deeper(b"[" * 400_000 + b"]" * 400_000, 400)
 
 
+@pytest.mark.parametrize("body", [b'{"temperature": NaN}', b"[-Infinity]", b'{"a": "NaN", "b": Infinity}'])
+def test_numbers_that_json_does_not_have(body: bytes) -> None:
+    seen = Exchange([body])
+    assert (seen.outcome, seen.body) == ((400, "invalid_body"), None)
+
+
+@pytest.mark.parametrize("body", [b'{"prompt": "NaN and Infinity"}', b'{"a": '])
+def test_words_about_numbers_pass(body: bytes) -> None:
+    assert Exchange([body]).body == body
+
+
 @pytest.mark.parametrize("headers", [[(b"a", b"1")] * 11, [(b"a", b"1" * 2048)]])
 def test_headers(headers: list[tuple[bytes, bytes]]) -> None:
     for method in ("GET", "POST"):

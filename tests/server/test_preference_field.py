@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_manifest import preference, resolver
+from example_manifest import manifest, preference
 
+from meet_server.access.fair_queue import FairQueue
 from meet_server.access.keyring import Key
 from meet_server.http.keys import KEY
 from meet_server.http.preference_field import PreferenceField
+from meet_server.http.turns import Turns
+from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import LiveControls, LoadedControl
+from meet_server.settings import LoadSettings
 
 CHAT = "/v1/chat/completions"
 
@@ -67,10 +71,11 @@ class Wrapped:
             live.publish(live.number(preference(name), Path("controls") / name))
         self.app = PreferenceField(
             self.inner,
-            resolver=resolver(default=default),
+            catalogue=Catalogue(manifest(default=default)),
             live=live,
             applying=self.inner.applying,
             names=("tiny", "tiny:odd"),
+            turns=Turns(FairQueue(64, 8), LoadSettings()),
         )
 
     def post(

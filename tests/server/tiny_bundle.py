@@ -202,7 +202,9 @@ def make_model(vocab_size: int) -> LlamaForCausalLM:
     return model
 
 
-def make_preference(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> Preference:
+def make_preference(
+    folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, *, seed: int | None = None
+) -> Preference:
     """A random control on the model in `folder`, and its probe. All controls have the same A."""
     model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     prompt = chat_ids(tokenizer, "What is rain?")
@@ -210,7 +212,7 @@ def make_preference(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast)
     uncontrolled = log_probs(model, prompt, reply)
     torch.manual_seed(1)  # the same A for each control
     controlled_model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))).eval()
-    torch.manual_seed(2 + NAMES.index(name))
+    torch.manual_seed(2 + NAMES.index(name) if seed is None else seed)
     with torch.no_grad():
         for parameter_name, parameter in controlled_model.named_parameters():
             if "lora_B" in parameter_name:
@@ -220,7 +222,7 @@ def make_preference(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast)
     return Preference(
         name=name,
         axis="length",
-        opposite=next(other for other in NAMES if other != name),
+        opposite=next(other for other in NAMES if other != name) if name in NAMES else None,
         aliases=("short",) if name == "concise" else (),
         path=f"controls/{name}",
         digest=UNKNOWN_DIGEST,

@@ -80,5 +80,26 @@ def is_nested_deeper(body: bytes, limit: int) -> bool:
     return True
 
 
+class _Constant(ValueError):
+    pass
+
+
+def holds_no_number(body: bytes) -> bool:
+    """Whether a JSON body holds NaN or Infinity, which Python's parser takes and JSON does not know."""
+    if b"NaN" not in body and b"Infinity" not in body:
+        return False
+    try:
+        json.loads(body, parse_constant=_refuse)
+    except _Constant:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _refuse(constant: str) -> None:
+    raise _Constant(constant)
+
+
 def _too_large(limit: float) -> RequestError:
     return RequestError("body_too_large", f"the body is larger than {limit:.0f} bytes")

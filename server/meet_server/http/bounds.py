@@ -8,7 +8,7 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from meet_server.errors import RequestError
-from meet_server.http.body import Disconnected, is_nested_deeper, read_body, replay
+from meet_server.http.body import Disconnected, holds_no_number, is_nested_deeper, read_body, replay
 from meet_server.http.errors import error_response
 from meet_server.http.paths import READING, is_preference, path_of
 from meet_server.settings import RequestLimits
@@ -33,6 +33,8 @@ class RequestBounds:
                     raise RequestError(
                         "invalid_body", f"the body is nested too deeply; {self._limits.max_nesting} levels are allowed"
                     )
+                if holds_no_number(body):
+                    raise RequestError("invalid_body", "the body is no JSON: it holds NaN or Infinity")
                 receive = replay(body, receive)
         except Disconnected:
             return

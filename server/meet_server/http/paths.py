@@ -7,6 +7,10 @@ from starlette.types import Scope
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 GENERATING = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+GENERATING_TOO = frozenset(
+    {f"{CHAT}/batch", "/invocations", "/inference/v1/generate", "/generative_scoring", "/cohere/v2/chat"}
+)
+"""Routes of vLLM's that take a turn of the engine's and know no preference but by the model's name."""
 PREFERENCES = "/v1/preferences"
 
 OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,14 +22,30 @@ from meet_server.http import several_preferences
 from meet_server.http.body import Disconnected, read_body, replay, with_length
 from meet_server.http.errors import error_response
 from meet_server.http.keys import KEY
-from meet_server.http.paths import CHAT, COMPLETIONS, GENERATING, MESSAGES, RESPONSES, path_of
+from meet_server.http.paths import CHAT, COMPLETIONS, GENERATING, GENERATING_TOO, MESSAGES, RESPONSES, path_of
 from meet_server.http.several_preferences import Entry, SeveralReplies
+from meet_server.http.turns import Turns
 from meet_server.preferences import words
-from meet_server.preferences.resolve import Resolver
 from meet_server.preferences.words import Said
+from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import Applied, LiveControls, LoadedControl
 
 Applying = Callable[[LoadedControl | None], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request's entries (none: not ours to say), and its body without our words."""
+
+    entries: list[Entry]
+    body: bytes
+    is_several: bool = False
+    num_choices: int = 1
+
+    @property
+    def label(self) -> str:
+        """The preferences that it takes its turn with, whatever their strengths."""
+        return "|".join("+".join(name for name, _ in entry.applied.mix.parts) for entry in self.entries)
 
 
 class PreferenceField:
@@ -38,57 +55,76 @@ class PreferenceField:
         self,
         app: ASGIApp,
         *,
-        resolver: Resolver,
+        catalogue: Catalogue,
         live: LiveControls,
         applying: Applying,
         names: Iterable[str],
+        turns: Turns,
     ) -> None:
         self._app = app
-        self._resolver = resolver
+        self._catalogue = catalogue
         self._live = live
         self._applying = applying
+        self._turns = turns
         # Longest first, so that a name that holds a colon is not taken for a shorter one with a suffix.
         self._names = sorted(names, key=len, reverse=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = _generating_path(scope)
-        if path is None:
-            await self._app(scope, receive, send)
+        path = path_of(scope)
+        key: Key | None = scope.get(KEY)
+        who = "" if key is None else key.name
+        if scope["type"] != "http" or scope["method"] != "POST" or path not in GENERATING:
+            if path in GENERATING_TOO:
+                await self._turns.answer(self._app, (who, "", 1), scope, receive, send, was_read=False)
+            else:
+                await self._app(scope, receive, send)
             return
         try:
             body = await read_body(scope, receive)
-            request, headers = _object(body), Headers(scope=scope)
-            several = self._take_several(path, headers, request)
-            applied, rewritten = (None, None) if several else self._take(path, headers, request)
-            _check_allowed(scope.get(KEY), [entry.applied for entry in several[0]] if several else [applied])
+            asked = self._asked(path, Headers(scope=scope), body)
+            _check_allowed(key, asked.entries)
         except Disconnected:
             return
         except RequestError as error:
             await error_response(error)(scope, receive, send)
             return
-        if several is not None:
-            await self._answer_each(*several, scope, receive, send)
-            return
-        if rewritten is not None:
-            body, scope = rewritten, with_length(scope, len(rewritten))
-        receive = replay(body, receive)
-        if applied is None:
-            await self._app(scope, receive, send)
-            return
-        with self._applying(applied.control):
-            await self._app(scope, receive, _announce(str(applied), send))
+        if asked.body is not body:
+            scope = with_length(scope, len(asked.body))
+        if asked.entries:
+            send = _announce(" | ".join(str(entry.applied) for entry in asked.entries), send)
+        with ExitStack() as held:  # before the first wait: its controls stay loaded until the request ends
+            for entry in asked.entries:
+                held.enter_context(self._applying(entry.applied.control))
+            turn = (who, asked.label, asked.num_choices)
+            await self._turns.answer(self._answering(asked), turn, scope, receive, send, was_read=True)
 
-    async def _answer_each(self, entries: list[Entry], body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        said = " | ".join(str(entry.applied) for entry in entries)
-        replies = SeveralReplies(self._app, self._applying, entries)
-        await replies.answer(with_length(scope, len(body)), body, receive, _announce(said, send))
+    def _asked(self, path: str, headers: Headers, body: bytes) -> _Asked:
+        request = _object(body)
+        if request is None:
+            return _Asked([], body)
+        if (several := self._take_several(path, headers, request)) is not None:
+            entries, body = several
+            num = len(entries) * several_preferences.num_choices(request)
+            return _Asked(entries, body, is_several=True, num_choices=num)
+        applied, rewritten = self._take(path, headers, request)
+        entries = [] if applied is None else [Entry(applied, 0)]
+        return _Asked(entries, rewritten or body, num_choices=several_preferences.num_choices(request))
 
-    def _take(self, path: str, headers: Headers, request: dict[str, Any] | None) -> tuple[Applied | None, bytes | None]:
+    def _answering(self, asked: _Asked) -> ASGIApp:
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            if asked.is_several:
+                await SeveralReplies(self._app, self._applying, asked.entries).answer(scope, asked.body, receive, send)
+            else:
+                await self._app(scope, replay(asked.body, receive), send)
+
+        return answer
+
+    def _take(self, path: str, headers: Headers, request: dict[str, Any]) -> tuple[Applied | None, bytes | None]:
         """What to apply (None: not ours to say), and the body without our words (None: as it came)."""
-        suffix = None if request is None else self._suffix(request)
-        if request is None or suffix is None:
+        suffix = self._suffix(request)
+        if suffix is None:
             return None, None
-        applied = self._live.lookup(self._resolver.resolve(self._said(path, headers, request, suffix)))
+        applied = self._live.lookup(self._catalogue.resolver.resolve(self._said(path, headers, request, suffix)))
         name = self._listed_name(request.get("model"), suffix, applied)
         if words.FIELD not in request and name == request.get("model"):
             return applied, None
@@ -97,12 +133,10 @@ class PreferenceField:
             request["model"] = name
         return applied, _bytes(request)
 
-    def _take_several(
-        self, path: str, headers: Headers, request: dict[str, Any] | None
-    ) -> tuple[list[Entry], bytes] | None:
+    def _take_several(self, path: str, headers: Headers, request: dict[str, Any]) -> tuple[list[Entry], bytes] | None:
         """What to apply for each choice, and the body without our words. None where one reply is asked for, or not
         of our model."""
-        if request is None or several_preferences.FIELD not in request:
+        if several_preferences.FIELD not in request:
             return None
         suffix = self._suffix(request)
         if suffix is None:
@@ -124,7 +158,7 @@ class PreferenceField:
         return entries, _bytes(request)
 
     def _apply(self, value: object, place: str) -> Applied:
-        mix = self._resolver.mix(words.from_field(value, place), place)
+        mix = self._catalogue.resolver.mix(words.from_field(value, place), place)
         try:
             return self._live.lookup(mix)
         except RequestError as error:
@@ -151,11 +185,15 @@ class PreferenceField:
             said.append(Said("model", words.from_model_suffix(suffix)))
         if lines := headers.getlist(words.HEADER):
             said.append(Said(words.HEADER, words.from_header(",".join(lines))))
-        if path == CHAT and (asked := self._resolver.from_verbosity(request.get("verbosity"))):
+        if path == CHAT and (asked := self._catalogue.resolver.from_verbosity(request.get("verbosity"))):
             said.append(Said("verbosity", asked))
-        if path == RESPONSES and (asked := self._resolver.from_verbosity(_inner(request, "text", "verbosity"))):
+        if path == RESPONSES and (
+            asked := self._catalogue.resolver.from_verbosity(_inner(request, "text", "verbosity"))
+        ):
             said.append(Said("text.verbosity", asked))
-        if path == MESSAGES and (asked := self._resolver.from_effort(_inner(request, "output_config", "effort"))):
+        if path == MESSAGES and (
+            asked := self._catalogue.resolver.from_effort(_inner(request, "output_config", "effort"))
+        ):
             said.append(Said("output_config.effort", asked))
         return said
 
@@ -168,18 +206,11 @@ class PreferenceField:
         return f"{base}:{applied.mix.parts[0][0]}" if one else base
 
 
-def _generating_path(scope: Scope) -> str | None:
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    path = path_of(scope)
-    return path if path in GENERATING else None
-
-
-def _check_allowed(key: Key | None, asked: Iterable[Applied | None]) -> None:
-    for applied in asked:
-        if key is None or applied is None:
-            continue
-        if (refused := key.allows(name for name, _ in applied.mix.parts)) is not None:
+def _check_allowed(key: Key | None, asked: Iterable[Entry]) -> None:
+    if key is None:
+        return
+    for entry in asked:
+        if (refused := key.allows(name for name, _ in entry.applied.mix.parts)) is not None:
             raise RequestError(
                 "preference_not_allowed", f"the key that was shown may not use {refused!r}", param=words.FIELD
             )
