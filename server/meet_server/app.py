@@ -17,6 +17,7 @@ from meet_server.engine.proof import prove
 from meet_server.engine.soft_prompts import SoftPromptEngine
 from meet_server.http.health import health_router
 from meet_server.http.model_routes import model_router
+from meet_server.http.page import page_router
 from meet_server.http.preference_field import PreferenceField
 from meet_server.http.preference_routes import preference_router
 from meet_server.preferences.resolve import Resolver
@@ -67,6 +68,7 @@ async def compose(
     app.include_router(model_router(lambda: model_cards(models)))
     app.include_router(preference_router(manifest, resolver, live))
     app.include_router(health_router(lambda: engine.is_dead))
+    app.include_router(page_router())
     wrap(
         app,
         PreferenceField,
