@@ -27,6 +27,7 @@ from meet_server.http.bounds import RequestBounds
 from meet_server.http.health import health_router
 from meet_server.http.keys import KeyGate
 from meet_server.http.model_routes import model_router
+from meet_server.http.page import page_router
 from meet_server.http.preference_changes import change_router
 from meet_server.http.preference_field import PreferenceField
 from meet_server.http.preference_routes import preference_router, shown
@@ -147,6 +148,7 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
     app.include_router(change_router(served.registry, partial(shown, catalogue, live), settings.max_upload_bytes))
     app.include_router(health_router(lambda: engine.is_dead, served.lifecycle))
     app.state.refused = served.metrics.refused
+    app.include_router(page_router())
     wrap(
         app,
         Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins)),

@@ -28,6 +28,7 @@ class FakeServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.scored: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.changes: list[tuple[str, str, str | None, Any, str | None]] = []
         self.versions = dict(VERSIONS)
         self.fail_after: int | None = None
         self.breaks_off = False
@@ -65,7 +66,24 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, {"error": {"message": f"no {self.path}", "code": "not_found"}})
 
+    def do_PATCH(self) -> None:
+        self.changed()
+
+    def do_DELETE(self) -> None:
+        self.changed()
+
+    def changed(self) -> None:
+        """Remembers a change of the preferences, and answers as if it had been made."""
+        kind, data = self.headers["content-type"], self.rfile.read(int(self.headers["content-length"] or 0))
+        body = json.loads(data) if data and kind == "application/json" else data
+        self.server.changes.append((self.command, self.path, kind, body, self.headers["authorization"]))
+        fields = body if isinstance(body, dict) else {}
+        self.answer(200, {"id": "added", "object": "preference", **fields})
+
     def do_POST(self) -> None:
+        if self.path == "/v1/preferences":
+            self.changed()
+            return
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
             self.answer(200, {"tokens": tokens_of(body)})

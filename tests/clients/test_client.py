@@ -91,8 +91,22 @@ def test_one_preference(server: Any) -> None:
         assert client.preference("detailed").opposite == "concise"
         with pytest.raises(openai.NotFoundError):
             client.preference("terse")
-        with pytest.raises(ValueError, match=r"'\.\./models\?' is no name"):
+        with pytest.raises(openai.NotFoundError, match=r"no /v1/preferences/\.\.%2Fmodels%3F"):
             client.preference("../models?")
+
+
+def test_changes_go_as_the_server_wants_them(server: Any) -> None:
+    with MeetClient(server.url, api_key="admin", max_retries=0) as client:
+        assert client.add_preference(b"PK zip").name == "added"
+        assert client.change_preference("added", {"enabled": False, "aliases": ["new"]}).aliases == ["new"]
+        assert client.change_preference("added", b"PK more").name == "added"
+        client.remove_preference("added")
+    assert server.changes == [
+        ("POST", "/v1/preferences", "application/zip", b"PK zip", "Bearer admin"),
+        ("PATCH", "/v1/preferences/added", "application/json", {"enabled": False, "aliases": ["new"]}, "Bearer admin"),
+        ("PATCH", "/v1/preferences/added", "application/zip", b"PK more", "Bearer admin"),
+        ("DELETE", "/v1/preferences/added", "application/json", b"", "Bearer admin"),
+    ]
 
 
 def test_a_server_that_lists_no_preferences_is_no_meet_server(server: Any) -> None:

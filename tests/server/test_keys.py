@@ -73,7 +73,7 @@ def test_a_key_as_openai_or_anthropic_clients_send_it(headers: dict[str, str]) -
 @pytest.mark.parametrize(
     "headers", [{}, bearer(USER[:-1]), bearer(""), {"authorization": USER}, {"authorization": f"Basic {USER}"}]
 )
-@pytest.mark.parametrize("path", [CHAT, "/metrics", "/tokenize", "/v1/models", "/docs", "//health", "/health/", "/"])
+@pytest.mark.parametrize("path", [CHAT, "/metrics", "/tokenize", "/v1/models", "/docs", "//health", "/health/", "/playground/"])
 def test_without_a_key_nothing_but_probes(path: str, headers: dict[str, str]) -> None:
     reply = ask("GET", path, headers)
     assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
@@ -82,7 +82,7 @@ def test_without_a_key_nothing_but_probes(path: str, headers: dict[str, str]) ->
     assert USER[:-1] not in reply.text
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping"])
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping", "/", "/playground/page.js"])
 def test_probes_need_no_key(path: str) -> None:
     assert ask("GET", path, {}).text == "nobody"
 

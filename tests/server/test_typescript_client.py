@@ -27,4 +27,4 @@ def test_the_typescript_client(server: Server) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "# pass 7" in done.stdout
+    assert "# pass 8" in done.stdout

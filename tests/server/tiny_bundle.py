@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from meet_bundle import (
     BaseModelSource,
     Bundle,
+    Calibration,
     LoraControls,
     Manifest,
     Preference,
@@ -31,6 +32,7 @@ from meet_bundle import (
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 8, 16.0
 NAMES = ("concise", "detailed")
+MEDIANS = {"concise": (120.0, 80.0, 30.0, 20.0), "detailed": (50.0, 80.0, 160.0, 240.0)}  # as if measured
 SOFT_PROMPTS = ("concise", "detailed", "formal")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -227,6 +229,9 @@ def make_preference(
         path=f"controls/{name}",
         digest=UNKNOWN_DIGEST,
         trained_examples=1,
+        calibration=Calibration(
+            attribute="words", strengths=(-1.0, 0.0, 1.0, 2.0), medians=MEDIANS[name], recommended=1.0
+        ),
         probe=Probe(
             token_ids=(*prompt, *reply),
             start=len(prompt),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
 
 from openai import BaseModel
 from pydantic import Field
@@ -90,7 +91,12 @@ def api_url(base_url: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """Where a preference stands under the API. Raises ValueError for what is no part of a path."""
-    if not name or set(name) & set("/?#%"):
-        raise ValueError(f"{name!r} is no name of a preference")
-    return f"/preferences/{name}"
+    """Where a preference stands under the API."""
+    return f"/preferences/{quote(name, safe='')}"
+
+
+def change_of(change: bytes | Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the SDK's `post` and `patch`: an archive as it is, fields as JSON."""
+    if isinstance(change, bytes):
+        return {"content": change, "options": {"headers": {"Content-Type": "application/zip"}}}
+    return {"body": dict(change)}

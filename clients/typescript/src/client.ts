@@ -8,7 +8,16 @@ import type {
 import type { Stream } from "openai/streaming";
 
 import { type PlacedText, repliesFrom, type Reply, ReplyStream } from "./reply.js";
-import { apiUrl, chatOf, type Messages, pathOf, type Preference, type PreferenceValue } from "./words.js";
+import {
+  apiUrl,
+  changeOf,
+  chatOf,
+  type Messages,
+  pathOf,
+  type Preference,
+  type PreferenceChange,
+  type PreferenceValue,
+} from "./words.js";
 
 /** Options of the SDK's client, and the model to ask: the first that the server lists, unless named. */
 export interface MeetOptions extends ClientOptions {
@@ -82,6 +91,21 @@ export class MeetClient {
   /** One of them, by its name or an alias. */
   async preference(name: string): Promise<Preference> {
     return await this.openai.get<Preference>(pathOf(name));
+  }
+
+  /** Adds the preference that a zip archive is of. This and the next two need an admin key. */
+  async addPreference(archive: Uint8Array): Promise<Preference> {
+    return await this.openai.post<Preference>("/preferences", changeOf(archive));
+  }
+
+  /** Gives it another control, a zip archive, or changes fields. */
+  async changePreference(name: string, change: Uint8Array | PreferenceChange): Promise<Preference> {
+    return await this.openai.patch<Preference>(pathOf(name), changeOf(change));
+  }
+
+  /** Removes it. */
+  async removePreference(name: string): Promise<void> {
+    await this.openai.delete(pathOf(name));
   }
 
   private async create<Answer>(

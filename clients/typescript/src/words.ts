@@ -29,6 +29,15 @@ export interface Preference {
   readonly calibration: Calibration | null;
 }
 
+/** What may be changed of a preference; a field that is not given stays as it is. */
+export interface PreferenceChange {
+  description?: string;
+  aliases?: string[];
+  enabled?: boolean;
+  /** The revision to serve again; 0 is the bundle's own. */
+  revision?: number;
+}
+
 export const APPLIED_HEADER = "X-Meet-Preference";
 
 /** Messages as the API has them. */
@@ -45,4 +54,9 @@ export function apiUrl(baseURL: string): string {
 /** Where a preference stands under the API. */
 export function pathOf(name: string): string {
   return `/preferences/${encodeURIComponent(name)}`;
+}
+
+/** Options of the SDK's `post` and `patch`: an archive as it is, fields as JSON. */
+export function changeOf(change: Uint8Array | PreferenceChange): { body: unknown; headers?: Record<string, string> } {
+  return change instanceof Uint8Array ? { body: change, headers: { "Content-Type": "application/zip" } } : { body: change };
 }

@@ -75,3 +75,23 @@ test("errors are those of the SDK", async () => {
     (error) => error instanceof BadRequestError && error.code === "unknown_preference",
   );
 });
+
+test("changes go as the server wants them", async () => {
+  const sent = [];
+  const fetch = async (url, { method, headers, body }) => {
+    sent.push([method, new URL(url).pathname, new Headers(headers).get("content-type"), body]);
+    return Response.json({ id: "added" });
+  };
+  const admin = new MeetClient({ baseURL, apiKey: "admin", fetch });
+  const archive = new Uint8Array([80, 75]);
+  assert.equal((await admin.addPreference(archive)).id, "added");
+  await admin.changePreference("added", { enabled: false });
+  await admin.removePreference("added");
+  assert.deepEqual(sent.map((each) => each.slice(0, 3)), [
+    ["POST", "/v1/preferences", "application/zip"],
+    ["PATCH", "/v1/preferences/added", "application/json"],
+    ["DELETE", "/v1/preferences/added", null],
+  ]);
+  assert.deepEqual(new Uint8Array(await new Response(sent[0][3]).arrayBuffer()), archive);
+  assert.equal(sent[1][3], '{"enabled":false}');
+});

@@ -13,8 +13,10 @@ GENERATING_TOO = frozenset(
 """Routes of vLLM's that take a turn of the engine's and know no preference but by the model's name."""
 PREFERENCES = "/v1/preferences"
 
-OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
-"""Probes of the machinery round the server, which tell nothing. No key is needed."""
+PAGE, PAGE_FILES = "/", ("/playground/page.js", "/playground/page.css")
+
+OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping", PAGE, *PAGE_FILES})
+"""Probes of the machinery round the server, which tell nothing, and the page, which asks for the key. None is needed."""
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
