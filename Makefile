@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help setup demo test test-gpu test-engines test-slow check format bench-serve bench-train lock clean
+.PHONY: help docs setup demo test test-gpu test-engines test-slow clients test-clients screenshots check format bench-serve bench-train compare lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,23 @@ test-engines: setup  ## the server's tests on each release of the engine; ENGINE
 test-slow: setup  ## the long tests
 	@$(BIN)/python -m pytest -m slow
 
+clients:  ## install the clients of examples/clients, and build the TypeScript client and the page
+	@requirements/clients.sh
+
+CLIENT_TESTS := tests/server/test_client_examples.py tests/server/test_typescript_client.py tests/server/test_page.py
+
+test-clients: setup clients  ## every client and the page against the real server; the page needs a chromium
+	@$(BIN)/python -m pytest $(CLIENT_TESTS)
+
+screenshots: setup clients  ## the page's pictures in docs/images, of the demo at MEET_PAGE_URL
+	@MEET_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/server/test_page.py -k "chat or side"
+
+docs: setup  ## the documentation into build/site, its reference anew from the code
+	@$(BIN)/python requirements/docs_reference.py
+	@[ -x .clients/docs/bin/mkdocs ] || $(PYTHON) -m venv .clients/docs
+	@.clients/docs/bin/python -m pip --disable-pip-version-check install -qq --no-deps --require-hashes -r requirements/docs.lock
+	@NO_MKDOCS_2_WARNING=1 .clients/docs/bin/mkdocs build --quiet --strict
+
 check: setup  ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -43,8 +60,11 @@ bench-serve: setup  ## what control costs, as ratios; JSON=FILE writes the figur
 bench-train: setup  ## stage 1 beside TRL's SFTTrainer: speed, memory, loss; JSON=FILE writes the figures
 	@$(BIN)/python tests/benchmarks/bench_train.py $(if $(JSON),--json $(JSON))
 
+compare: setup  ## MEET beside its rivals on one budget, hours; goes on where it stood. CONFIG=FILE, JSON=FILE
+	@$(BIN)/meet compare $(or $(CONFIG),examples/compare/demo.yaml) $(if $(JSON),--json $(JSON))
+
 lock:  ## make the lock files anew (needs uv)
 	@requirements/lock.sh
 
 clean:  ## remove .venv and caches
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf .venv .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

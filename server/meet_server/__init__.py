@@ -1,5 +1,6 @@
 """The service: vLLM's own OpenAI-compatible app, in one process, with a preference chosen per request.
 
+    access/        who may ask, for how much at once
     preferences/   a request's words -> names and strengths                    pure
     registry/      may this control come in, and which are loaded
     engine/        the only place that imports vLLM

@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from meet_bundle import Bundle, LoraControls, Manifest, open_bundle
+from meet_server.access.fair_queue import FairQueue
+from meet_server.access.keyring import ADMIN_KEYS, USER_KEYS, Keyring
 from meet_server.engine import lora_settings, start
 from meet_server.engine.controlled_client import ControlledEngine, list_models, model_cards
 from meet_server.engine.proof import prove
 from meet_server.engine.soft_prompts import SoftPromptEngine
+from meet_server.errors import ServerError
+from meet_server.http.bounds import RequestBounds
 from meet_server.http.health import health_router
+from meet_server.http.keys import KeyGate
 from meet_server.http.model_routes import model_router
+from meet_server.http.page import page_router
+from meet_server.http.preference_changes import change_router
 from meet_server.http.preference_field import PreferenceField
-from meet_server.http.preference_routes import preference_router
-from meet_server.preferences.resolve import Resolver
+from meet_server.http.preference_routes import preference_router, shown
+from meet_server.http.request_log import RequestLog
+from meet_server.http.turns import Turns
+from meet_server.lifecycle import Lifecycle
+from meet_server.metrics import Metrics
 from meet_server.registry.admission import check_lora, model_shapes
+from meet_server.registry.catalogue import Catalogue
+from meet_server.registry.changing import EngineDoor, Registry
 from meet_server.registry.live import LiveControls
 from meet_server.registry.soft_prompt_admission import check_soft_prompts
 from meet_server.registry.soft_prompts import LiveSoftPrompts
+from meet_server.registry.store import Store, beside
+from meet_server.run import is_loopback
 from meet_server.settings import Settings
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The MEET server for one bundle. Its lifespan starts the engine, and sets what `run` reads: `state.engine`,
-    vLLM's engine client, and `state.example`, the fields of our own in an example request.
+    vLLM's engine client, `state.example`, the fields of our own in an example request, and `state.needs_key`.
 
     Entering the lifespan raises MeetError, on one line, for a bundle or a control that cannot be served.
     """
@@ -40,43 +61,152 @@ def create_app(settings: Settings) -> FastAPI:
         bundle = open_bundle(settings.bundle)
         admit(bundle)
         args = start.bundle_arguments(bundle, settings.engine_args)
+        keyring = keys_of(settings, args)
         first_id = bundle.manifest.first_virtual_id
         with start.running_engine(args, worker_start=settings.worker_start, first_banned_id=first_id) as raw:
-            engine, live = controlled(bundle.manifest, raw, args)
-            await load_and_prove(bundle, engine, live)
-            inner = await compose(bundle.manifest, engine, live, args, max_body_bytes=settings.max_body_bytes)
-            async with inner.router.lifespan_context(inner):  # a mounted app's own does not run
-                outer.state.engine, outer.state.live = engine, live
-                outer.state.example = {"preference": bundle.manifest.preferences[0].name}
-                outer.mount("/", inner)
+            async with serving(bundle, raw, args, keyring, settings, outer.state.lifecycle) as served:
+                outer.state.served, outer.state.engine = served, served.engine
+                outer.state.example = {"preference": served.catalogue.manifest.preferences[0].name}
+                outer.state.needs_key = not keyring.is_empty
+                outer.mount("/", served.app)
                 yield
 
-    return FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.state.lifecycle = Lifecycle()
+    return app
 
 
-async def compose(
-    manifest: Manifest, engine: ControlledEngine, live: LiveControls, args: Namespace, *, max_body_bytes: int
-) -> FastAPI:
-    """vLLM's own app on a running engine, with our routes and our wrapper in it."""
-    names, resolver = args.served_model_name, Resolver(manifest)
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The parts of one server."""
+
+    app: FastAPI
+    engine: ControlledEngine
+    live: LiveControls
+    catalogue: Catalogue
+    registry: Registry
+    queue: FairQueue
+    metrics: Metrics
+    lifecycle: Lifecycle
+
+
+@asynccontextmanager
+async def serving(
+    bundle: Bundle, raw: Any, args: Namespace, keyring: Keyring, settings: Settings, lifecycle: Lifecycle
+) -> AsyncIterator[Served]:
+    """Everything on a running engine: controls loaded and proved, the app ready, other processes' changes followed."""
+    engine, live = controlled(bundle.manifest, raw, args)
+    catalogue = Catalogue(bundle.manifest)
     app = await start.vllm_app(engine, args)
+    queue = FairQueue(settings.load.max_running or start.max_running(raw), settings.load.max_waiting)
+    metrics = Metrics(partial(gauges, engine, live, queue))
+    registry = registry_of(bundle, catalogue, live, engine, app, args, settings, metrics)
+    await registry.start()
+    engine.observe = metrics.generated
+    served = Served(app, engine, live, catalogue, registry, queue, metrics, lifecycle)
+    compose(served, args, keyring, settings)
+    async with app.router.lifespan_context(app):  # a mounted app's own does not run
+        background = [asyncio.create_task(registry.follow()), asyncio.create_task(watch(engine, settings))]
+        unregister = metrics.register()
+        try:
+            yield served
+        finally:
+            unregister()
+            for task in background:
+                task.cancel()
+            await registry.close()
+
+
+async def watch(engine: ControlledEngine, settings: Settings) -> None:
+    """Ends an engine that does not answer, so that requests under way get an error and `run` sees that it is dead."""
+    while not engine.is_dead:
+        await asyncio.sleep(min(10, settings.engine_timeout_s / 2))
+        if not await engine.answers(settings.engine_timeout_s):
+            _LOGGER.error("the engine has not answered for %g s, and is ended", settings.engine_timeout_s)
+            engine.kill()
+            return
+
+
+def gauges(engine: ControlledEngine, live: LiveControls, queue: FairQueue) -> Iterator[tuple[str, str, float]]:
+    """What the metrics look up."""
+    mixes = engine.adapters.mixes
+    yield "running_replies", "Replies that the engine works on.", queue.num_running
+    yield "waiting_requests", "Requests that wait for their turn.", queue.num_waiting
+    yield "resident_controls", "Controls that requests may ask for.", len(list(live))
+    yield "resident_mixes", "Mixes that the engine keeps.", len(mixes)
+    yield "mix_requests_total", "Requests of the engine for a mix.", mixes.num_asked
+    yield "mix_loads_total", "Mixes that had to be made for one.", mixes.num_loaded
+
+
+def compose(served: Served, args: Namespace, keyring: Keyring, settings: Settings) -> None:
+    """Puts our routes into vLLM's own app, and our gate and our wrapper in front of them all."""
+    app, engine, live, catalogue = served.app, served.engine, served.live, served.catalogue
     if isinstance(engine, SoftPromptEngine):
         engine.follow_beams(app.state)
-    models = app.state.openai_serving_models
-    list_models(models, names, iter(live))
-    app.include_router(model_router(lambda: model_cards(models)))
-    app.include_router(preference_router(manifest, resolver, live))
-    app.include_router(health_router(lambda: engine.is_dead))
+    app.include_router(model_router(lambda: model_cards(app.state.openai_serving_models)))
+    app.include_router(preference_router(catalogue, live))
+    app.include_router(change_router(served.registry, partial(shown, catalogue, live), settings.max_upload_bytes))
+    app.include_router(health_router(lambda: engine.is_dead, served.lifecycle))
+    app.state.refused = served.metrics.refused
+    app.include_router(page_router())
     wrap(
         app,
-        PreferenceField,
-        resolver=resolver,
-        live=live,
-        applying=engine.applying,
-        names=names,
-        max_body_bytes=max_body_bytes,
+        Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins)),
+        *([Middleware(RequestLog)] if settings.log_requests else []),
+        Middleware(RequestBounds, limits=settings.limits),
+        Middleware(
+            PreferenceField,
+            catalogue=catalogue,
+            live=live,
+            applying=engine.applying,
+            names=args.served_model_name,
+            turns=Turns(served.queue, settings.load),
+        ),
     )
-    return app
+
+
+def registry_of(
+    bundle: Bundle,
+    catalogue: Catalogue,
+    live: LiveControls,
+    engine: ControlledEngine,
+    app: FastAPI,
+    args: Namespace,
+    settings: Settings,
+    metrics: Metrics,
+) -> Registry:
+    """What changes preferences on this engine. Nothing is loaded yet."""
+    room = args.max_cpu_loras  # for controls and mixes together, where the engine has adapters at all
+
+    def published() -> None:
+        list_models(app.state.openai_serving_models, args.served_model_name, iter(live))
+        metrics.keep_only(control.name for control in live)
+        if room is not None:
+            engine.adapters.mixes.limit = max(1, room - len(list(live)))
+
+    door = EngineDoor(
+        load=engine.load,
+        unload=engine.unload,
+        prove=partial(prove, engine),
+        published=published,
+        max_controls=None if room is None else room - 1,
+    )
+    return Registry(bundle, Store(settings.registry or beside(bundle.path)), catalogue, live, door)
+
+
+def keys_of(settings: Settings, args: Namespace) -> Keyring:
+    """The keys that are accepted. Raises ServerError where none is set and other machines could reach the server."""
+    theirs = start.api_keys(args)
+    ours = Keyring(settings.keys_file, os.environ)
+    if theirs and not ours.is_empty:
+        raise ServerError("keys are set twice, here and by vLLM's --api-key or VLLM_API_KEY; set them here alone")
+    keyring = Keyring(None, {}, theirs) if theirs else ours
+    if keyring.is_empty and not is_loopback(settings.host):
+        raise ServerError(
+            f"other machines can reach {settings.host}, and no key is set: set one by --keys-file, {USER_KEYS} or "
+            f"{ADMIN_KEYS}, or listen on 127.0.0.1"
+        )
+    return keyring
 
 
 def controlled(manifest: Manifest, raw: Any, args: Namespace) -> tuple[ControlledEngine, LiveControls]:
@@ -85,7 +215,7 @@ def controlled(manifest: Manifest, raw: Any, args: Namespace) -> tuple[Controlle
     if isinstance(controls, LoraControls) or first_id is None:
         engine = ControlledEngine(raw, lora_settings.max_mixes(args, len(manifest.preferences)))
         return engine, LiveControls(start.max_parts(manifest, args))
-    return SoftPromptEngine(raw, controls.placement, first_id), LiveSoftPrompts(manifest)
+    return SoftPromptEngine(raw, controls.placement, first_id), LiveSoftPrompts(controls.num_virtual_tokens)
 
 
 def admit(bundle: Bundle) -> None:
@@ -99,21 +229,11 @@ def admit(bundle: Bundle) -> None:
             check_lora(preference.name, bundle.path / preference.path, controls, shapes)
 
 
-async def load_and_prove(bundle: Bundle, engine: ControlledEngine, live: LiveControls) -> None:
-    """Loads every control, proves all of them, and only then publishes them."""
-    controls = [(live.number(p, bundle.path / p.path), p) for p in bundle.manifest.preferences]
-    for control, _ in controls:
-        await engine.load(control)
-    await prove(engine, controls)
-    for control, _ in controls:
-        live.publish(control)
-
-
-def wrap(app: FastAPI, middleware: type[PreferenceField], **options: object) -> None:
-    """Puts a middleware innermost: behind vLLM's own authentication, CORS and request ids.
+def wrap(app: FastAPI, *middleware: Middleware) -> None:
+    """Puts middleware innermost, the first outermost of them: behind vLLM's own authentication, CORS and request ids.
 
     `build_app` returns with its stack built, so `add_middleware` would raise; this builds it again, as
     vLLM's SageMaker bootstrap does.
     """
-    app.user_middleware.append(Middleware(middleware, **options))  # type: ignore[arg-type]
+    app.user_middleware.extend(middleware)
     app.middleware_stack = app.build_middleware_stack()

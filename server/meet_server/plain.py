@@ -17,12 +17,13 @@ from fastapi import FastAPI
 
 from meet_bundle import MeetError
 from meet_server.engine import start
+from meet_server.lifecycle import Lifecycle
 from meet_server.run import bound_socket, run, to_stdout
 from meet_server.settings import PlainSettings
 
 
 def create_plain_app(settings: PlainSettings) -> FastAPI:
-    """The plain server. Its lifespan starts the engine and sets `state.engine` and `state.example`."""
+    """The plain server. Its lifespan starts the engine and sets what `run` reads of `state`."""
 
     @asynccontextmanager
     async def lifespan(outer: FastAPI) -> AsyncIterator[None]:
@@ -33,10 +34,13 @@ def create_plain_app(settings: PlainSettings) -> FastAPI:
             async with inner.router.lifespan_context(inner):
                 outer.state.engine = engine
                 outer.state.example = {}
+                outer.state.needs_key = bool(start.api_keys(args))
                 outer.mount("/", inner)
                 yield
 
-    return FastAPI(lifespan=lifespan, openapi_url=None)
+    app = FastAPI(lifespan=lifespan, openapi_url=None)
+    app.state.lifecycle = Lifecycle()
+    return app
 
 
 def serve_plain(settings: PlainSettings) -> None:

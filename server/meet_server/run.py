@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import json
 import logging
 import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from meet_server.errors import ServerError
+from meet_server.errors import EngineDied, ServerError
 from meet_server.settings import ServingSettings, Settings
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 Announce = Callable[[str], None]
 _WATCH_S = 0.5
 _OPEN_FILES = 65_536
+_MAX_RESTARTS, _RESTARTS_WITHIN_S = 3, 600
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -42,12 +45,38 @@ def serve(settings: Settings, *, announce: Announce | None = None) -> None:
     prepare_environment()
     with bound_socket(settings.host, settings.port) as sock:
         from meet_server.app import create_app
+        from meet_server.http.request_log import to_stderr
 
-        run(create_app(settings), sock, settings, announce or to_stdout)
+        if settings.log_requests:
+            to_stderr()
+
+        run_again(lambda: create_app(settings), sock, settings, announce or to_stdout)
+
+
+def run_again(
+    create: Callable[[], FastAPI], sock: socket.socket, settings: ServingSettings, announce: Announce
+) -> None:
+    """As `run`, with a new app and engine where the old engine has died and the settings say so.
+
+    Clients that connect meanwhile wait in the socket's backlog.
+    """
+    died: list[float] = []
+    while True:
+        try:
+            run(create(), sock.dup(), settings, announce)  # uvicorn closes what it listens on
+        except EngineDied as error:
+            now = time.monotonic()
+            died = [*(each for each in died if now - each < _RESTARTS_WITHIN_S), now]
+            if settings.engine_failure == "exit" or len(died) > _MAX_RESTARTS:
+                raise
+            _LOGGER.error("%s; another is started", error)
+        else:
+            return
 
 
 def run(app: FastAPI, sock: socket.socket, settings: ServingSettings, announce: Announce) -> None:
-    """Runs an app on a bound socket. Its lifespan sets `state.engine` and `state.example` (see `app`)."""
+    """Runs an app on a bound socket. It has `state.lifecycle`, and its lifespan sets `state.engine`, `example` and
+    `needs_key` (see `app`)."""
     import uvloop
 
     _raise_open_files_limit()
@@ -91,13 +120,22 @@ def bound_socket(host: str, port: int) -> Iterator[socket.socket]:
         yield sock
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+
+
 async def _serve(
     app: FastAPI, sock: socket.socket, settings: ServingSettings, announce: Announce, stopped_by: list[int]
 ) -> None:
     # The lifespan is entered here and not by uvicorn, which would turn its errors into tracebacks.
     async with app.router.lifespan_context(app):
         server = _server(app, settings, lambda: announce(_ready_line(app, sock)))
-        _stop_on_signals(server, stopped_by)
+        _stop_on_signals(app, server, stopped_by, settings.drain_delay_s)
         watching = asyncio.create_task(_watch(app, server, stopped_by))
         try:
             await server.serve(sockets=[sock])
@@ -105,7 +143,7 @@ async def _serve(
             watching.cancel()
         # Ctrl-C in a terminal reaches the engine's processes too, so that it may go first.
         if app.state.engine.errored and not stopped_by:
-            raise ServerError("the engine has died, and the server with it; its own messages stand above")
+            raise EngineDied("the engine has died, and the server with it; its own messages stand above")
 
 
 def _server(app: FastAPI, settings: ServingSettings, when_ready: Callable[[], None]) -> uvicorn.Server:
@@ -137,7 +175,12 @@ def _ready_line(app: FastAPI, sock: socket.socket) -> str:
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     messages = [{"role": "user", "content": "What is rain?"}]
     example = json.dumps({**app.state.example, "max_tokens": 64, "messages": messages})
-    return f"ready: {url}  try: curl {url}/v1/chat/completions -H 'content-type: application/json' -d '{example}'"
+    key = ' -H "authorization: Bearer $MEET_API_KEY"' if app.state.needs_key else ""
+    note = "" if app.state.needs_key else "  (no key is set: for this machine alone)"
+    return (
+        f"ready: {url}  try: curl {url}/v1/chat/completions{key} -H 'content-type: application/json' "
+        f"-d '{example}'{note}"
+    )
 
 
 async def _watch(app: FastAPI, server: uvicorn.Server, stopped_by: list[int]) -> None:
@@ -149,15 +192,23 @@ async def _watch(app: FastAPI, server: uvicorn.Server, stopped_by: list[int]) ->
     server.should_exit = True
 
 
-def _stop_on_signals(server: uvicorn.Server, stopped_by: list[int]) -> None:
-    """The first signal lets requests end within the grace; a second cuts them off."""
+def _stop_on_signals(app: FastAPI, server: uvicorn.Server, stopped_by: list[int], delay_s: float) -> None:
+    """The first signal ends readiness, then new connections, and lets requests end within the grace; a second cuts
+    them off. Ctrl-C does not wait for load balancers."""
+    loop = asyncio.get_running_loop()
 
-    def stop(number: int) -> None:
-        stopped_by.append(number)
-        server.force_exit = server.should_exit
+    def exit_now() -> None:
         server.should_exit = True
 
-    loop = asyncio.get_running_loop()
+    def stop(number: int) -> None:
+        server.force_exit = bool(stopped_by)
+        stopped_by.append(number)
+        app.state.lifecycle.draining = True
+        if server.force_exit or number == signal.SIGINT or not delay_s:
+            exit_now()
+        else:
+            loop.call_later(delay_s, exit_now)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop, number)
 

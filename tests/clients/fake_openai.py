@@ -28,6 +28,7 @@ class FakeServer(ThreadingHTTPServer):
         self.bodies: list[dict[str, Any]] = []
         self.scored: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.changes: list[tuple[str, str, str | None, Any, str | None]] = []
         self.versions = dict(VERSIONS)
         self.fail_after: int | None = None
         self.breaks_off = False
@@ -45,27 +46,44 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        cards = [
+            {"id": name, "object": "preference", "axis": "length", "aliases": [],
+             "opposite": {"concise": "detailed", "detailed": "concise"}.get(name),
+             "description": "", "version": version, "news": 1, "strength_range": [-1.0, 2.0],
+             "calibration": {"attribute": "words", "strengths": [0.0, 1.0], "medians": [4.0, NUM_WORDS.get(name, 4)],
+                             "recommended": 1.0}}
+            for name, version in self.server.versions.items()
+        ]  # fmt: skip
         answers: dict[str, Any] = {
             "/health": {},
             "/v1/models": {"object": "list", "data": [{"id": "fake", "object": "model", "created": 0}]},
-            "/v1/preferences": {
-                "object": "list",
-                "data": [
-                    {"id": name, "object": "preference", "axis": "length", "aliases": [],
-                     "opposite": {"concise": "detailed", "detailed": "concise"}.get(name),
-                     "description": "", "version": version, "news": 1}
-                    for name, version in self.server.versions.items()
-                ],
-            },
-        }  # fmt: skip
-        if self.server.plain:
-            del answers["/v1/preferences"]
+        }
+        if not self.server.plain:
+            answers["/v1/preferences"] = {"object": "list", "data": cards}
+            answers |= {f"/v1/preferences/{card['id']}": card for card in cards}
         if self.path in answers:
             self.answer(200, answers[self.path])
         else:
             self.answer(404, {"error": {"message": f"no {self.path}", "code": "not_found"}})
 
+    def do_PATCH(self) -> None:
+        self.changed()
+
+    def do_DELETE(self) -> None:
+        self.changed()
+
+    def changed(self) -> None:
+        """Remembers a change of the preferences, and answers as if it had been made."""
+        kind, data = self.headers["content-type"], self.rfile.read(int(self.headers["content-length"] or 0))
+        body = json.loads(data) if data and kind == "application/json" else data
+        self.server.changes.append((self.command, self.path, kind, body, self.headers["authorization"]))
+        fields = body if isinstance(body, dict) else {}
+        self.answer(200, {"id": "added", "object": "preference", **fields})
+
     def do_POST(self) -> None:
+        if self.path == "/v1/preferences":
+            self.changed()
+            return
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
             self.answer(200, {"tokens": tokens_of(body)})
@@ -80,7 +98,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(500, {"error": {"message": "out of order"}})
             return
         if "preferences" in body:
-            self.answer(200, completions([label or "none" for label in body["preferences"]], body))
+            labels = [label or "none" for label in body["preferences"]]
+            if body.get("stream"):
+                self.stream_each(labels)
+            else:
+                self.answer(200, completions(labels, body))
             return
         words = self.asked(body)
         labels = [part.partition("=")[0] for part in words.split(",")]
@@ -123,6 +145,19 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"data: {json.dumps(chunk(piece, finish))}\n\n".encode())
         if not self.server.breaks_off:
             self.wfile.write(b"data: [DONE]\n\n")
+
+    def stream_each(self, labels: list[str]) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("X-Meet-Preference", " | ".join(labels))
+        self.end_headers()
+        for word in range(max(NUM_WORDS[label] for label in labels)):
+            for index, label in enumerate(labels):
+                if word < NUM_WORDS[label]:
+                    piece = chunk("word ", "stop" if word == NUM_WORDS[label] - 1 else None)
+                    piece["choices"][0] |= {"index": index, "preference": label}
+                    self.wfile.write(f"data: {json.dumps(piece)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
 
 
 def tokens_of(body: dict[str, Any]) -> list[int]:

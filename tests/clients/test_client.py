@@ -42,7 +42,7 @@ def test_the_default_is_no_field(server: Any, given: dict[str, Any]) -> None:
 
 
 def test_a_stream_says_first_what_was_applied(server: Any) -> None:
-    with MeetClient(server.url) as client, client.chat("Why?", preference="detailed", stream=True) as pieces:
+    with MeetClient(server.url) as client, client.stream("Why?", preference="detailed") as pieces:
         assert pieces.applied == "detailed"
         assert list(pieces) == ["word "] * 9
 
@@ -59,6 +59,16 @@ def test_a_reply_for_each_preference(server: Any) -> None:
     assert "preference" not in body
 
 
+def test_a_stream_for_each_preference(server: Any) -> None:
+    texts = ["", "", ""]
+    with MeetClient(server.url) as client, client.stream_each("Why?", ["detailed", None, "concise"]) as pieces:
+        assert pieces.applied == "detailed | none | concise"
+        for index, text in pieces:
+            texts[index] += text
+    assert [len(text.split()) for text in texts] == [9, 4, 1]
+    assert server.bodies[0]["preferences"] == ["detailed", None, "concise"]
+
+
 def test_preferences(server: Any) -> None:
     with MeetClient(f"{server.url}/v1") as client:
         concise, detailed = client.preferences()
@@ -69,8 +79,47 @@ def test_preferences(server: Any) -> None:
         "a" * 12,
         "detailed",
     )
-    assert concise.raw["news"] == 1
+    assert concise.to_dict()["news"] == 1
+    assert concise.strength_range == (-1.0, 2.0)
+    assert concise.calibration is not None
+    assert concise.calibration.medians == [4.0, 1.0]
     assert detailed.name == "detailed"
+
+
+def test_one_preference(server: Any) -> None:
+    with MeetClient(server.url) as client:
+        assert client.preference("detailed").opposite == "concise"
+        with pytest.raises(openai.NotFoundError):
+            client.preference("terse")
+        with pytest.raises(openai.NotFoundError, match=r"no /v1/preferences/\.\.%2Fmodels%3F"):
+            client.preference("../models?")
+
+
+def test_changes_go_as_the_server_wants_them(server: Any) -> None:
+    with MeetClient(server.url, api_key="admin", max_retries=0) as client:
+        assert client.add_preference(b"PK zip").name == "added"
+        assert client.change_preference("added", {"enabled": False, "aliases": ["new"]}).aliases == ["new"]
+        assert client.change_preference("added", b"PK more").name == "added"
+        client.remove_preference("added")
+    assert server.changes == [
+        ("POST", "/v1/preferences", "application/zip", b"PK zip", "Bearer admin"),
+        ("PATCH", "/v1/preferences/added", "application/json", {"enabled": False, "aliases": ["new"]}, "Bearer admin"),
+        ("PATCH", "/v1/preferences/added", "application/zip", b"PK more", "Bearer admin"),
+        ("DELETE", "/v1/preferences/added", "application/json", b"", "Bearer admin"),
+    ]
+
+
+def test_a_server_that_lists_no_preferences_is_no_meet_server(server: Any) -> None:
+    server.plain = True
+    with MeetClient(server.url, max_retries=0) as client, pytest.raises(openai.NotFoundError):
+        client.preferences()
+
+
+def test_retries_are_left_to_the_sdk(server: Any) -> None:
+    server.fail_after = 0
+    with MeetClient(server.url, max_retries=2) as client, pytest.raises(openai.InternalServerError):
+        client.chat("Why?")
+    assert len(server.bodies) == 3
 
 
 def test_errors_are_those_of_the_sdk(server: Any) -> None:
@@ -84,7 +133,7 @@ def test_asynchronous(server: Any) -> None:
         async with AsyncMeetClient(server.url) as client:
             reply = await client.chat("Why?", preference={"concise": 0.7})
             assert (reply.text, reply.applied) == ("word word", "concise=0.7")
-            async with await client.chat("Why?", preference="detailed", stream=True) as pieces:
+            async with await client.stream("Why?", preference="detailed") as pieces:
                 assert pieces.applied == "detailed"
                 assert [piece async for piece in pieces] == ["word "] * 9
             each = await client.chat_each("Why?", ["concise", None])

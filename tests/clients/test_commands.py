@@ -77,18 +77,19 @@ def test_a_missing_extra_is_named(
 
 @pytest.mark.usefixtures("everything_installed")
 class TestServe:
-    def test_settings(self, meet: Callable[..., Any], module: Callable[..., None], bundle: Bundle) -> None:
+    def test_settings(
+        self, meet: Callable[..., Any], module: Callable[..., None], bundle: Bundle, tmp_path: Path
+    ) -> None:
         served: list[Any] = []
         module("meet_server.run", serve=served.append)
-        module("meet_server.settings", Settings=SimpleNamespace)
-        args = ("serve", str(bundle.path), "--port", "8123", "--", "--max-model-len", "99", "--port-like")
-        assert meet(*args).exit_code == 0
-        assert vars(served[0]) == {
-            "bundle": bundle.path,
-            "host": "127.0.0.1",
-            "port": 8123,
-            "engine_args": ("--max-model-len", "99", "--port-like"),
-        }
+        config = tmp_path / "serve.yaml"
+        config.write_text("host: localhost\nport: 1\nlimits: {max_nesting: 20, max_headers: 30}\n")
+        args = ("--port", "8123", "--config", str(config), "--set", "limits.max_headers=40", "--keys-file", "keys.yaml")
+        assert meet("serve", str(bundle.path), *args, "--", "--max-model-len", "99", "--port-like").exit_code == 0
+        assert served[0].bundle == bundle.path
+        assert (served[0].host, served[0].port, served[0].keys_file) == ("localhost", 8123, Path("keys.yaml"))
+        assert served[0].engine_args == ("--max-model-len", "99", "--port-like")
+        assert (served[0].limits.max_nesting, served[0].limits.max_headers) == (20, 40)
 
     @pytest.mark.parametrize(
         ("args", "words"),
@@ -97,6 +98,11 @@ class TestServe:
             ((".", "--port", "0"), "0 is not in the range"),
             ((".", "stray"), "unexpected argument 'stray'"),
             ((".", "--max-model-len", "9"), "No such option '--max-model-len'"),
+            ((".", "--set", "limits.max_nesting=1"), "setting limits.max_nesting is 1: "),
+            ((".", "--set", "limits=1"), "setting limits is 1: "),
+            ((".", "--set", "nonsense.a=1"), "setting nonsense"),
+            ((".", "--set", "nonsense"), "setting 'nonsense': it must be written a.b=c"),
+            ((".", "--config", "/no/such.yaml"), "settings /no/such.yaml cannot be read"),
         ],
     )
     def test_mistakes(self, meet: Callable[..., Any], args: tuple[str, ...], words: str) -> None:

@@ -18,7 +18,7 @@ class Asker:
     """Asks the engine of one server for greedy replies under mixes."""
 
     def __init__(self, server: Server) -> None:
-        self.engine, self.live = server.engine, server.app.state.live
+        self.engine, self.live = server.engine, server.app.state.served.live
 
     def control(self, mix: Mapping[str, float]) -> Any:
         return self.live.lookup(Mix(tuple(mix.items()))).control

@@ -17,26 +17,28 @@ def preference(name: str, **fields: Any) -> Preference:
     )
 
 
-def resolver(default: str | None = None, **fields: Any) -> Resolver:
-    return Resolver(
-        Manifest(
-            name="m",
-            base=BaseModelSource(source="random"),
-            model_digest=DIGEST,
-            model_dtype="float32",
-            controls=LoraControls(rank=8, alpha=16, target_modules=("q_proj",), shared_a=True),
-            preferences=(
-                preference("concise", aliases=("short", "brief")),
-                preference("formal", strength_range=(0.0, 1.5)),
-                preference(
-                    "playful",
-                    calibration=Calibration(attribute="marks", strengths=(1, 2), medians=(1, 2), recommended=1.5),
-                ),
+def manifest(default: str | None = None, **fields: Any) -> Manifest:
+    return Manifest(
+        name="m",
+        base=BaseModelSource(source="random"),
+        model_digest=DIGEST,
+        model_dtype="float32",
+        controls=LoraControls(rank=8, alpha=16, target_modules=("q_proj",), shared_a=True),
+        preferences=(
+            preference("concise", aliases=("short", "brief")),
+            preference("formal", strength_range=(0.0, 1.5)),
+            preference(
+                "playful",
+                calibration=Calibration(attribute="marks", strengths=(1, 2), medians=(1, 2), recommended=1.5),
             ),
-            default=default,
-            verbosity={"low": "concise"},
-            effort={"low": "concise"},
-            files={},
-            **fields,
-        )
+        ),
+        default=default,
+        verbosity={"low": "concise"},
+        effort={"low": "concise"},
+        files={},
+        **fields,
     )
+
+
+def resolver(default: str | None = None, **fields: Any) -> Resolver:
+    return Resolver(manifest(default, **fields))

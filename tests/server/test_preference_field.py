@@ -10,10 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_manifest import preference, resolver
+from example_manifest import manifest, preference
 
+from meet_server.access.fair_queue import FairQueue
+from meet_server.access.keyring import Key
+from meet_server.http.keys import KEY
 from meet_server.http.preference_field import PreferenceField
+from meet_server.http.turns import Turns
+from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import LiveControls, LoadedControl
+from meet_server.settings import LoadSettings
 
 CHAT = "/v1/chat/completions"
 
@@ -58,18 +64,18 @@ class FakeApp:
 class Wrapped:
     """The wrapper, a fake app inside it, and `concise` (or `short`) and `formal` loaded."""
 
-    def __init__(self, *, status: int = 200, default: str | None = None, max_body_bytes: int = 10_000) -> None:
+    def __init__(self, *, status: int = 200, default: str | None = None) -> None:
         self.inner = FakeApp(status)
         live = LiveControls()
         for name in ("concise", "formal"):
             live.publish(live.number(preference(name), Path("controls") / name))
         self.app = PreferenceField(
             self.inner,
-            resolver=resolver(default=default),
+            catalogue=Catalogue(manifest(default=default)),
             live=live,
             applying=self.inner.applying,
             names=("tiny", "tiny:odd"),
-            max_body_bytes=max_body_bytes,
+            turns=Turns(FairQueue(64, 8), LoadSettings()),
         )
 
     def post(
@@ -80,16 +86,16 @@ class Wrapped:
         headers: tuple[tuple[str, str], ...] = (),
         method: str = "POST",
         chunks: int = 1,
-        content_length: int | None = None,
+        key: Key | None = None,
     ) -> Reply:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        size = len(raw) if content_length is None else content_length
         scope = {
             "type": "http",
             "method": method,
             "path": path,
-            "headers": [(b"content-length", str(size).encode())]
+            "headers": [(b"content-length", str(len(raw)).encode())]
             + [(k.lower().encode(), v.encode("latin-1")) for k, v in headers],
+            KEY: key,
         }
         step = -(-len(raw) // chunks) or 1
         pieces = [raw[i : i + step] for i in range(0, len(raw), step)] or [b""]
@@ -161,7 +167,7 @@ def test_body_without_our_words_passes_byte_for_byte() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'"preference"', b"[" * 50_000, b"\xff\xfe"])
 def test_what_is_no_object_is_left_for_vllm(raw: bytes) -> None:
-    app = Wrapped(default="concise", max_body_bytes=100_000)
+    app = Wrapped(default="concise")
     reply = app.post(raw)
     assert app.seen["body"] == raw
     assert app.control is None
@@ -261,17 +267,31 @@ def test_refusals(value: object, code: str) -> None:
     assert app.inner.seen == []
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"preference": "short"}, 200),
+        ({"preference": None}, 200),
+        ({"model": "tiny"}, 200),
+        ({"preference": "formal"}, 403),
+        ({"preference": {"concise": 1, "formal": 0.1}}, 403),
+        ({"model": "tiny:formal"}, 403),
+        ({"preferences": ["concise", "formal"]}, 403),
+    ],
+)
+def test_a_key_of_some_preferences_has_no_others(body: dict[str, Any], status: int) -> None:
+    app = Wrapped()
+    reply = app.post(body, key=Key("widget", "user", b"", preferences=frozenset({"concise"})))
+    assert reply.status == status
+    if status == 403:
+        assert reply.error["code"] == "preference_not_allowed"
+        assert "'formal'" in reply.error["message"]
+        assert app.inner.seen == []
+
+
 def test_errors_of_the_app_carry_no_preference() -> None:
     reply = Wrapped(status=404).post({"preference": "concise"})
     assert reply.headers == {"x-request-id": "1"}
-
-
-@pytest.mark.parametrize("said", [None, 10])
-def test_body_limit(said: int | None) -> None:
-    app = Wrapped(max_body_bytes=1024)
-    reply = app.post({"messages": "x" * 2000}, chunks=4, content_length=said)
-    assert (reply.status, reply.error["code"]) == (413, "body_too_large")
-    assert app.inner.seen == []
 
 
 def test_client_that_leaves_while_sending_gets_no_reply() -> None:

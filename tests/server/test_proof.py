@@ -84,7 +84,7 @@ def test_tolerance_is_the_looser_of_two_dtypes() -> None:
 
 def test_the_engine_proves_right_controls_and_refuses_falsified_ones(server: Server, manifest: Manifest) -> None:
     """On the running engine, with its own controls."""
-    engine, numbered = server.engine, list(server.app.state.live)
+    engine, numbered = server.engine, list(server.app.state.served.live)
     server.call(prove(engine, list(zip(numbered, manifest.preferences, strict=True))))
 
     right, other = manifest.preferences

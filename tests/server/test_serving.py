@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from running_server import Server
 
 from meet_bundle import Manifest, open_bundle
-from meet_server.app import compose
-from meet_server.engine.start import bundle_arguments
+from meet_server.app import compose, keys_of
+from meet_server.engine.start import bundle_arguments, vllm_app
+from meet_server.settings import Settings
 
 MESSAGES: Any = [{"role": "user", "content": "What is rain?"}]
 NUM_TOKENS = 12
@@ -229,10 +231,18 @@ def test_health_and_metrics(http: httpx.Client) -> None:
     assert "vllm:" in http.get("/metrics").text
 
 
-def test_with_an_api_key_everything_of_ours_is_behind_it(server: Server, bundle: Path, manifest: Manifest) -> None:
+def test_with_an_api_key_everything_of_ours_is_behind_it(server: Server, bundle: Path) -> None:
     """A second app on the same engine, put together as the first, with vLLM's own --api-key."""
     args = bundle_arguments(open_bundle(bundle), ("--api-key=secret", "--allowed-origins", '["https://page.example"]'))
-    app = server.call(compose(manifest, server.engine, server.app.state.live, args, max_body_bytes=10_000))
+    settings = Settings(bundle=bundle)
+
+    async def second() -> Any:
+        app = await vllm_app(server.engine, args)
+        served = replace(server.app.state.served, app=app)
+        compose(served, args, keys_of(settings, args), settings)
+        return app
+
+    app = server.call(second())
     wrong = {"model": "tiny", "messages": MESSAGES, "preference": "angry"}
 
     async def ask() -> list[httpx.Response]:

@@ -13,13 +13,17 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from example_manifest import preference, resolver
+from example_manifest import manifest, preference
 from running_server import Server, Soft
 from test_batching import until
 
+from meet_server.access.fair_queue import FairQueue
 from meet_server.http.merging import MergingStream, merged_usage
 from meet_server.http.preference_field import PreferenceField
+from meet_server.http.turns import Turns
+from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import LiveControls, LoadedControl
+from meet_server.settings import LoadSettings
 
 CHAT = "/v1/chat/completions"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
@@ -88,7 +92,12 @@ class Wrapped:
         for name in ("concise", "formal"):
             live.publish(live.number(preference(name), Path("controls") / name))
         self.app = PreferenceField(
-            app, resolver=resolver(), live=live, applying=app.applying, names=("tiny",), max_body_bytes=10_000
+            app,
+            catalogue=Catalogue(manifest()),
+            live=live,
+            applying=app.applying,
+            names=("tiny",),
+            turns=Turns(FairQueue(64, 8), LoadSettings()),
         )
 
     def post(self, body: Any, path: str = CHAT, headers: dict[str, str] | None = None) -> httpx.Response:

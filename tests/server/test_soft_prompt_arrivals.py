@@ -46,7 +46,7 @@ def expected(soft: Soft) -> dict[tuple[int, int], list[int]]:
 def test_random_arrivals_and_aborts(soft: Soft, expected: dict[tuple[int, int], list[int]]) -> None:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    engine, live = soft.server.engine, soft.server.app.state.live
+    engine, live = soft.server.engine, soft.server.app.state.served.live
 
     async def one(number: int, prompt: int, control: int, delay_ms: int, leaves_after: int | None) -> None:
         await asyncio.sleep(delay_ms / 1000)

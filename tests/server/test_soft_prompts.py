@@ -140,7 +140,7 @@ def test_cached_tokens_are_those_of_the_clients_prompt(soft: Soft, http: httpx.C
 def test_a_control_before_the_prompt_is_shared_by_all_prompts(soft: Soft) -> None:
     if soft.placement != "before_prompt":
         pytest.skip("of the other placement")
-    engine, control = soft.server.engine, soft.server.app.state.live.get("concise")
+    engine, control = soft.server.engine, soft.server.app.state.served.live.get("concise")
 
     async def cached(prompt: list[int]) -> int:
         outputs = engine.plain.generate(*plain_request([*control.token_ids, *prompt], f"shared-{prompt[0]}"))

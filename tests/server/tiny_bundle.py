@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from meet_bundle import (
     BaseModelSource,
     Bundle,
+    Calibration,
     LoraControls,
     Manifest,
     Preference,
@@ -31,6 +32,7 @@ from meet_bundle import (
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 8, 16.0
 NAMES = ("concise", "detailed")
+MEDIANS = {"concise": (120.0, 80.0, 30.0, 20.0), "detailed": (50.0, 80.0, 160.0, 240.0)}  # as if measured
 SOFT_PROMPTS = ("concise", "detailed", "formal")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -202,7 +204,9 @@ def make_model(vocab_size: int) -> LlamaForCausalLM:
     return model
 
 
-def make_preference(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast) -> Preference:
+def make_preference(
+    folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, *, seed: int | None = None
+) -> Preference:
     """A random control on the model in `folder`, and its probe. All controls have the same A."""
     model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).eval()
     prompt = chat_ids(tokenizer, "What is rain?")
@@ -210,7 +214,7 @@ def make_preference(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast)
     uncontrolled = log_probs(model, prompt, reply)
     torch.manual_seed(1)  # the same A for each control
     controlled_model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))).eval()
-    torch.manual_seed(2 + NAMES.index(name))
+    torch.manual_seed(2 + NAMES.index(name) if seed is None else seed)
     with torch.no_grad():
         for parameter_name, parameter in controlled_model.named_parameters():
             if "lora_B" in parameter_name:
@@ -220,11 +224,14 @@ def make_preference(folder: Path, name: str, tokenizer: PreTrainedTokenizerFast)
     return Preference(
         name=name,
         axis="length",
-        opposite=next(other for other in NAMES if other != name),
+        opposite=next(other for other in NAMES if other != name) if name in NAMES else None,
         aliases=("short",) if name == "concise" else (),
         path=f"controls/{name}",
         digest=UNKNOWN_DIGEST,
         trained_examples=1,
+        calibration=Calibration(
+            attribute="words", strengths=(-1.0, 0.0, 1.0, 2.0), medians=MEDIANS[name], recommended=1.0
+        ),
         probe=Probe(
             token_ids=(*prompt, *reply),
             start=len(prompt),

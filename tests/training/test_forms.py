@@ -131,6 +131,18 @@ class TestForms:
         found = [(label, example and example.reply) for label, example in in_memory(*rows, levels=levels).labelled()]
         assert found == [("a", "0"), ("(no level)", None), ("(no level)", None), ("b", "3"), ("b", "4")]
 
+    def test_what_is_measured_on_the_reply_is_a_score_too(self) -> None:
+        rows = [{"prompt": "p", "reply": reply} for reply in ("One.", "One two.", "One two three four.")]
+        levels = {"attribute": "words", "by": "quantile", "preferences": {"a": {"below": 0.5}, "b": {"at_least": 0.5}}}
+        assert [label for label, _ in in_memory(*rows, levels=levels).labelled()] == ["a", "b", "b"]
+
+    def test_an_attribute_that_nobody_measures_is_refused(self) -> None:
+        levels = {"attribute": "charm", "preferences": {"a": {"below": 2}}}
+        with pytest.raises(
+            TrainingError, match=r"levels\.attribute: 'charm' is not measured; the attributes are words"
+        ):
+            list(in_memory({"prompt": "p", "reply": "r"}, levels=levels).labelled())
+
     @pytest.mark.parametrize(
         ("scores", "low", "high"),
         [
@@ -241,6 +253,7 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"path": "x", "hub": "y/z"}, "give either `path` or `hub`"),
     ({"path": "x", "split": "test"}, "`split` and `config` are of a data set of the hub"),
     ({"path": "x", "form": "scored"}, "needs `levels`"),
+    ({"path": "x", "levels": {"preferences": {"a": {"below": 2}}}}, "give either `column` or `attribute`"),
     ({"path": "x", "chosen": "a", "rejected": "a"}, "`chosen` and `rejected` are both 'a'"),
     ({"path": "x", "chosen": "c"}, r"data\.0\.chosen names 'c'; the preferences are a, b"),
     ({"path": "x", "weight": 0}, "greater than 0"),

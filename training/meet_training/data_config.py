@@ -63,14 +63,23 @@ class Level(Section):
 
 
 class LevelsConfig(Section):
-    """A numeric column cut into levels, each the data of a preference. A score in no level is left out."""
+    """A score cut into levels, each the data of a preference. A score in no level is left out."""
 
-    column: str = Field(description="the field that holds the score, a number")
+    column: str | None = Field(default=None, description="the field that holds the score, a number")
+    attribute: str | None = Field(
+        default=None, description="in place of a column: what is measured on the reply, `words`, `list_share`, ..."
+    )
     by: Literal["score", "quantile"] = Field(
         default="score",
         description="what the ends of a level are: scores, or shares (0 to 1) of the data set's rows in order of score",
     )
     preferences: dict[str, Level] = Field(min_length=1, description="preference -> its level")
+
+    @model_validator(mode="after")
+    def _of_one_score(self) -> Self:
+        if (self.column is None) == (self.attribute is None):
+            raise ValueError("give either `column` or `attribute`")
+        return self
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

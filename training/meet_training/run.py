@@ -96,7 +96,7 @@ class Run:
         check_tokenizer(self.tokenizer, config.base)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         examples = forms.for_objective(examples, self.config)
-        self.rendered: dict[str, list[Rendered]] = render_all(examples, self.tokenizer, config.max_length)
+        self.rendered = self.render(examples)
         self.data_digest = forms.digest(examples)
         self.base = describe_base(config.base, folder)
         self.record = Record()
@@ -106,18 +106,13 @@ class Run:
         self.objective = Objective()
         self.uncontrolled: list[Rendered] = []
 
+    def render(self, examples: dict[str, list[forms.Example]]) -> dict[str, list[Rendered]]:
+        """What is trained on, by preference. Raises TrainingError."""
+        return render_all(examples, self.tokenizer, self.config.max_length)
+
     def both_stages(self) -> Trained:
-        """What comes before, stage 1, then stage 2, each from where the checkpoint says."""
-        saved = self.checkpoints.load()
-        self.machine.check_alike("checkpoint", (saved["stage"], saved["step"]) if saved else None)
-        if saved:
-            self.record = Record.from_state(saved["record"])
-        self.ask_the_base()
-        controls_state = saved["parts"]["controls"] if saved else None
-        if saved is None or saved["stage"] == "stage1":
-            controls_state = self.stage1(saved)
-            saved = None
-        model, controls = self.stage2(controls_state, saved)
+        """Both stages, and what they leave behind for the bundle."""
+        model, controls = self.tune()
         controls.detach(model)
         return Trained(
             model=model,
@@ -129,6 +124,19 @@ class Run:
             data_digest=self.data_digest,
             record=self.record,
         )
+
+    def tune(self) -> tuple[PreTrainedModel, ControlSet]:
+        """What comes before, stage 1, then stage 2, each from where the checkpoint says. The controls are attached."""
+        saved = self.checkpoints.load()
+        self.machine.check_alike("checkpoint", (saved["stage"], saved["step"]) if saved else None)
+        if saved:
+            self.record = Record.from_state(saved["record"])
+        self.ask_the_base()
+        controls_state = saved["parts"]["controls"] if saved else None
+        if saved is None or saved["stage"] == "stage1":
+            controls_state = self.stage1(saved)
+            saved = None
+        return self.stage2(controls_state, saved)
 
     def ask_the_base(self) -> None:
         """What the base itself says, where a stage needs it: replies of its own, and how likely it finds pairs."""

@@ -5,7 +5,6 @@ Starts nothing where every answer is kept already. Knows processes and addresses
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meet_cli.ending import run_async
 from meet_cli.errors import CommandError, one_line
 from meet_cli.extras import require_engine
 from meet_cli.local_server import free_port, meet_server_command, plain_server_command, running_server
@@ -156,7 +156,7 @@ class Asking:
             concurrency=config.concurrency,
             on_progress=_tell_answers(self.tell, f"replies of {endpoint.model}"),
         )
-        asyncio.run(asking)
+        run_async(asking)
 
     def _score(self, given: Sequence[GivenReply], endpoint: Endpoint) -> None:
         from meet_training.evaluation.scores import score_missing
@@ -168,7 +168,7 @@ class Asking:
             concurrency=self.plan.config.concurrency,
             on_progress=_tell_answers(self.tell, f"scores by {endpoint.model}"),
         )
-        asyncio.run(scoring)
+        run_async(scoring)
 
 
 def served_subject(model: str | None, config: EvaluationConfig, servers: Servers) -> Subject:
@@ -182,7 +182,7 @@ def served_subject(model: str | None, config: EvaluationConfig, servers: Servers
     with errors_of(servers.root), MeetClient(servers.root, servers.api_key, max_retries=0) as client:
         name = model or next((each.id for each in client.openai.models.list()), None)
         try:
-            listed = [preference.raw for preference in client.preferences()]
+            listed = [preference.to_dict() for preference in client.preferences()]
         except (openai.NotFoundError, ValueError):  # a plain endpoint
             listed = None
     if name is None:

@@ -15,24 +15,23 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
+from meet_cli.ending import sigterm_raises
 from meet_cli.errors import CommandError
 
 HOST = "127.0.0.1"
-EXIT_TERMINATED = 128 + signal.SIGTERM
 LOG_LINES = 20
 _OWN = "meet: error: "
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b.*: ")
 _POLL_S = 0.1
+_SERVERS_KEYS = frozenset({"MEET_USER_KEYS", "MEET_ADMIN_KEYS"})  # of the user's own server, not of this one
 _LOG_BYTES = 64 * 1024
 
 
@@ -93,9 +92,14 @@ def running_server(
     A server that does not stop on SIGTERM in `stop_timeout_s` is killed.
     """
     _check_free(port, what)
-    with _log_file() as log, _sigterm_raises():
+    with _log_file() as log, sigterm_raises():
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name not in _SERVERS_KEYS},
         )
         try:
             url = f"http://{HOST}:{port}"
@@ -195,20 +199,3 @@ def _end_group(process: subprocess.Popen[bytes], timeout_s: float) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """While the block runs, SIGTERM ends it as an exception does, so that what it started is ended too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminate(_: int, __: FrameType | None) -> None:
-        raise SystemExit(EXIT_TERMINATED)
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Generic, Self, TypeVar
 
-from openai import AsyncStream, Stream
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from meet_client.words import APPLIED_HEADER
+
+Piece = TypeVar("Piece", str, tuple[int, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,27 +31,32 @@ def reply_from(completion: ChatCompletion, headers: Mapping[str, str]) -> Reply:
 
 def replies_from(completion: ChatCompletion) -> list[Reply]:
     """Reads all choices of a completion, each of which says what was applied."""
-    ordered = sorted(completion.choices, key=lambda choice: choice.index)
     return [
-        Reply(
-            choice.message.content or "", (choice.model_extra or {}).get("preference"), choice.finish_reason, completion
-        )
-        for choice in ordered
-    ]
+        Reply(choice.message.content or "", (choice.model_extra or {}).get("preference"), choice.finish_reason,
+              completion)
+        for choice in sorted(completion.choices, key=lambda choice: choice.index)
+    ]  # fmt: skip
 
 
-class ReplyStream:
-    """A reply as it is written: iterate over pieces of text. `applied` is known before the first one.
+class _Pieces(Generic[Piece]):
+    """What both kinds of stream hold. `applied` is known before the first piece."""
+
+    def __init__(
+        self, stream: Any, headers: Mapping[str, str], read: Callable[[ChatCompletionChunk], Piece | None]
+    ) -> None:
+        self.applied = headers.get(APPLIED_HEADER)
+        self._stream = stream
+        self._read: Callable[[ChatCompletionChunk], Piece | None] = read
+
+
+class ReplyStream(_Pieces[Piece]):
+    """A reply as it is written: iterate over its pieces.
 
     Leaving the `with` block, or `close`, ends the request, and generation with it.
     """
 
-    def __init__(self, stream: Stream[ChatCompletionChunk], headers: Mapping[str, str]) -> None:
-        self.applied = headers.get(APPLIED_HEADER)
-        self._stream = stream
-
-    def __iter__(self) -> Iterator[str]:
-        return (text for chunk in self._stream if (text := _text(chunk)))
+    def __iter__(self) -> Iterator[Piece]:
+        return (piece for chunk in self._stream if (piece := self._read(chunk)) is not None)
 
     def close(self) -> None:
         """Ends the request."""
@@ -63,15 +69,11 @@ class ReplyStream:
         self.close()
 
 
-class AsyncReplyStream:
+class AsyncReplyStream(_Pieces[Piece]):
     """The same as `ReplyStream` for `async with` and `async for`."""
 
-    def __init__(self, stream: AsyncStream[ChatCompletionChunk], headers: Mapping[str, str]) -> None:
-        self.applied = headers.get(APPLIED_HEADER)
-        self._stream = stream
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return (text async for chunk in self._stream if (text := _text(chunk)))
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return (piece async for chunk in self._stream if (piece := self._read(chunk)) is not None)
 
     async def close(self) -> None:
         """Ends the request."""
@@ -84,5 +86,12 @@ class AsyncReplyStream:
         await self.close()
 
 
-def _text(chunk: ChatCompletionChunk) -> str:
-    return (chunk.choices[0].delta.content or "") if chunk.choices else ""
+def text_of(chunk: ChatCompletionChunk) -> str | None:
+    """The text in a chunk of the one reply; None where it has none."""
+    return (chunk.choices[0].delta.content or None) if chunk.choices else None
+
+
+def placed_text_of(chunk: ChatCompletionChunk) -> tuple[int, str] | None:
+    """The index of the choice that a chunk belongs to, and its text; None where it has none."""
+    text = text_of(chunk)
+    return None if text is None else (chunk.choices[0].index, text)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+
+from openai import BaseModel
+from pydantic import Field
 
 
 class Default(enum.Enum):
@@ -26,35 +29,41 @@ Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
 APPLIED_HEADER = "X-Meet-Preference"
 
 
-@dataclass(frozen=True, slots=True)
-class Preference:
-    """A preference that the server knows. `raw` is all that the server said of it."""
+class Calibration(BaseModel):
+    """What was measured of a preference: the median of an attribute at each strength."""
 
-    name: str
-    description: str
-    aliases: tuple[str, ...]
-    axis: str
-    opposite: str | None
-    version: str
-    raw: Mapping[str, Any]
+    attribute: str
+    strengths: list[float]
+    medians: list[float]
+    recommended: float
 
 
-def preferences_from(listing: Any) -> list[Preference]:
-    """Reads what `GET /v1/preferences` answers. Raises ValueError where it is no list of preferences."""
-    if not isinstance(listing, Mapping) or not isinstance(listing.get("data"), list):
+class Preference(BaseModel):
+    """A preference that the server knows, as a type of the SDK's; `to_dict()` is all that the server said of it."""
+
+    name: str = Field(alias="id")
+    description: str = ""
+    aliases: list[str] = Field(default_factory=list)
+    axis: str = ""
+    opposite: str | None = None
+    default: bool = False
+    strength_range: tuple[float, float] | None = None
+    version: str = ""
+    trained_examples: int | None = None
+    calibration: Calibration | None = None
+
+
+class PreferenceList(BaseModel):
+    """What `GET /v1/preferences` answers."""
+
+    data: list[Preference] | None = None
+
+
+def preferences_of(listing: PreferenceList) -> list[Preference]:
+    """The preferences in a list. Raises ValueError where it is none."""
+    if not isinstance(listing, PreferenceList) or listing.data is None:
         raise ValueError("the server's list of preferences has no `data`: is it a MEET server?")
-    return [
-        Preference(
-            name=str(raw["id"]),
-            description=str(raw.get("description") or ""),
-            aliases=tuple(raw.get("aliases") or ()),
-            axis=str(raw.get("axis") or ""),
-            opposite=raw.get("opposite"),
-            version=str(raw.get("version") or ""),
-            raw=raw,
-        )
-        for raw in listing["data"]
-    ]
+    return listing.data
 
 
 def request_of(messages: Messages, preference: Asked, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,3 +88,15 @@ def api_url(base_url: str) -> str:
     """The address of the API under a server's address; `/v1` at its end may be left out."""
     bare = base_url.rstrip("/")
     return bare if bare.endswith("/v1") else f"{bare}/v1"
+
+
+def path_of(name: str) -> str:
+    """Where a preference stands under the API."""
+    return f"/preferences/{quote(name, safe='')}"
+
+
+def change_of(change: bytes | Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the SDK's `post` and `patch`: an archive as it is, fields as JSON."""
+    if isinstance(change, bytes):
+        return {"content": change, "options": {"headers": {"Content-Type": "application/zip"}}}
+    return {"body": dict(change)}

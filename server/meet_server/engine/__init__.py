@@ -4,6 +4,7 @@ releases           every vLLM symbol that the rest uses, behind small functions
 start              settings and bundle -> engine arguments -> a running engine
 controlled_client  the seam: which control a request gets
 soft_prompts       the seam for soft prompts: virtual tokens in and out of prompts
+observing          what is counted of a request
 proof              what is served is what was trained
 adapters           the controls and mixes that the engine holds, and who uses them
 lora_settings      which of vLLM's LoRA settings suit a bundle

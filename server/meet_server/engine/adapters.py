@@ -24,6 +24,7 @@ class Adapters:
     def __init__(self, engine: Any, max_mixes: int) -> None:
         self._engine = engine
         self._requests: dict[int, Any] = {}
+        self._controls: dict[int, LoadedControl] = {}
         self._uses = Uses()
         self.mixes = Residents(self.load, self._remove, self._uses, max_mixes)
 
@@ -34,6 +35,10 @@ class Adapters:
     def get(self, control_id: int, otherwise: Any) -> Any:
         """The LoRARequest of what is loaded under that id, or `otherwise`."""
         return self._requests.get(control_id, otherwise)
+
+    def control(self, control_id: int) -> LoadedControl | None:
+        """What is loaded under that id."""
+        return self._controls.get(control_id)
 
     async def load(self, control: LoadedControl) -> None:
         """Loads a control or a mix. Until then it cannot be generated with.
@@ -50,6 +55,7 @@ class Adapters:
                 raise ServerError("the engine died while loading controls; its own messages stand above") from error
             raise ControlRefused(control.name, f"the engine does not load it: {error}") from error
         self._requests[control.id] = request
+        self._controls[control.id] = control
 
     async def unload(self, control: LoadedControl) -> None:
         """Takes a control out of the engine once no request uses it, alone or in a mix.
@@ -72,7 +78,20 @@ class Adapters:
             for each in held:
                 self._uses.end(each.id)
 
+    @contextmanager
+    def using(self, control_id: int) -> Iterator[None]:
+        """As `holding`, for one control by its id."""
+        self._uses.begin(control_id)
+        try:
+            yield
+        finally:
+            self._uses.end(control_id)
+
+    async def released(self, control_id: int) -> None:
+        """Waits until no request uses a control."""
+        await self._uses.none(control_id)
+
     async def _remove(self, control: LoadedControl) -> None:
-        del self._requests[control.id]
+        del self._requests[control.id], self._controls[control.id]
         if not self._engine.errored:
             await self._engine.remove_lora(control.id)

@@ -7,6 +7,7 @@ that a request starts inherit.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,9 +15,11 @@ from typing import Any
 
 from meet_server.engine import releases
 from meet_server.engine.adapters import Adapters
-from meet_server.registry.live import LoadedControl
+from meet_server.engine.observing import Observe, label_of, observed
+from meet_server.registry.live import FIRST_ID, LoadedControl
 
 _CONTROL: ContextVar[LoadedControl | None] = ContextVar("meet_control", default=None)
+_IS_CLIENTS: ContextVar[bool] = ContextVar("meet_is_clients", default=True)
 
 
 @contextmanager
@@ -27,6 +30,16 @@ def applying(control: LoadedControl | None) -> Iterator[None]:
         yield
     finally:
         _CONTROL.reset(token)
+
+
+@contextmanager
+def unobserved() -> Iterator[None]:
+    """Whatever is generated within is no client's, and is not counted."""
+    token = _IS_CLIENTS.set(False)
+    try:
+        yield
+    finally:
+        _IS_CLIENTS.reset(token)
 
 
 def current_control() -> LoadedControl | None:
@@ -40,6 +53,8 @@ class ControlledEngine:
     def __init__(self, engine: Any, max_mixes: int = 1) -> None:
         """`max_mixes` is how many mixes the engine keeps."""
         self._engine = engine
+        self.observe: Observe | None = None
+        """Told of each client's request when it has ended."""
         self.adapters = Adapters(engine, max_mixes)
 
     def __getattr__(self, name: str) -> Any:
@@ -64,6 +79,10 @@ class ControlledEngine:
         """Loads a control into the engine. Until then it cannot be generated with. Raises ControlRefused."""
         await self.adapters.load(control)
 
+    async def unload(self, control: LoadedControl) -> None:
+        """Takes a control out of the engine once no request uses it; new ones must not get it any more."""
+        await self.adapters.unload(control)
+
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **rest: Any
     ) -> AsyncGenerator[Any, None]:
@@ -75,20 +94,56 @@ class ControlledEngine:
         control = _CONTROL.get()
         if control is not None:
             if control.parts:
-                return self._generate_mixed(control, prompt, sampling_params, request_id, rest)
+                mixed = self._generate_mixed(control, prompt, sampling_params, request_id, rest)
+                return self._observed(mixed, control, sampling_params)
             lora_request = self.adapters[control.id]
-        elif lora_request is not None:
-            lora_request = self.adapters.get(lora_request.lora_int_id, lora_request)
+        elif lora_request is not None and lora_request.lora_int_id >= FIRST_ID:
+            listed = self._generate_listed(lora_request, prompt, sampling_params, request_id, rest)
+            return self._observed(listed, self.adapters.control(lora_request.lora_int_id), sampling_params)
         generated: AsyncGenerator[Any, None] = self._engine.generate(
             prompt, sampling_params, request_id, lora_request=lora_request, **rest
         )
-        return generated
+        return self._observed(generated, control, sampling_params)
+
+    async def answers(self, timeout_s: float) -> bool:
+        """Whether the engine answers a question that it answers between any two of its steps."""
+        try:
+            await asyncio.wait_for(self._engine.is_sleeping(), timeout_s)
+        except TimeoutError:
+            return False
+        except Exception:
+            if self.is_dead:
+                return True  # which is another matter, and told by `is_dead`
+            raise
+        return True
+
+    def kill(self) -> None:
+        """Ends an engine that does not answer; from then on it is dead."""
+        releases.kill_engine(self._engine)
+
+    def _observed(
+        self, outputs: AsyncGenerator[Any, None], control: LoadedControl | None, params: Any
+    ) -> AsyncGenerator[Any, None]:
+        if self.observe is None or not _IS_CLIENTS.get():
+            return outputs
+        return observed(outputs, label_of(control), params, self.observe)
 
     @contextmanager
     def applying(self, control: LoadedControl | None) -> Iterator[None]:
         """As the function `applying`, for as long as a client's request lasts: the control stays loaded."""
         with self.adapters.holding(control), applying(control):
             yield
+
+    async def _generate_listed(
+        self, listed: Any, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """For routes where vLLM finds a control by its model's name: it stays until this request ends."""
+        adapter = self.adapters.get(listed.lora_int_id, None)
+        if adapter is None:
+            raise releases.bad_request(f"{listed.lora_name} was changed or removed; ask again", "model")
+        with self.adapters.using(listed.lora_int_id):
+            async for each in self._engine.generate(prompt, sampling_params, request_id, lora_request=adapter, **rest):
+                yield each
 
     async def _generate_mixed(
         self, mix: LoadedControl, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
@@ -103,8 +158,10 @@ class ControlledEngine:
 def list_models(models: Any, names: list[str], controls: Iterator[LoadedControl]) -> None:
     """Enters `NAME:label` of each control in vLLM's list of models, for `/v1/models` and replies' `model`.
 
-    `models` is vLLM's OpenAIServingModels.
+    Those of ours that it had are replaced. `models` is vLLM's OpenAIServingModels.
     """
+    for entry in [name for name, listed in models.lora_requests.items() if listed.lora_int_id >= FIRST_ID]:
+        del models.lora_requests[entry]
     for control in controls:
         for name in names:
             entry = f"{name}:{control.name}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from meet_bundle import Preference, Probe
 from meet_server.engine import releases
-from meet_server.engine.controlled_client import ControlledEngine, applying
+from meet_server.engine.controlled_client import ControlledEngine, applying, unobserved
 from meet_server.engine.soft_prompts import prompt_ends_at
 from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused
@@ -106,7 +106,7 @@ def _within(
 async def _log_probs(engine: ControlledEngine, probe: Probe, control: LoadedControl | None, name: str) -> list[float]:
     """ln p of each reply token, from one prefill of prompt and reply together."""
     request_id = f"probe-{name}-{'controlled' if control else 'uncontrolled'}"
-    with applying(control), prompt_ends_at(probe.start):
+    with applying(control), unobserved(), prompt_ends_at(probe.start):
         outputs = engine.generate(releases.token_prompt(probe.token_ids), releases.probe_params(), request_id)
     final: Any = None
     try:

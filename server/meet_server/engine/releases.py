@@ -113,6 +113,19 @@ def probe_params() -> Any:
     return SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
 
 
+def are_deltas(params: Any) -> bool:
+    """Whether each output of a request has what is new in it, and not all there is so far."""
+    from vllm.sampling_params import RequestOutputKind
+
+    return bool(getattr(params, "output_kind", None) == RequestOutputKind.DELTA)
+
+
+def kill_engine(engine: Any) -> None:
+    """Ends the engine's processes at once. Requests under way then get an error, as when it dies by itself."""
+    for process in engine.engine_core.resources.engine_manager.processes:
+        process.kill()
+
+
 def token_prompt(token_ids: Sequence[int]) -> Any:
     """A prompt of token ids, as `generate` takes it."""
     from vllm.inputs import tokens_input

@@ -20,7 +20,7 @@ from meet_server.engine import releases
 from meet_server.engine.controlled_client import ControlledEngine, current_control
 from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused
-from meet_server.registry.live import LoadedControl
+from meet_server.registry.live import FIRST_ID, LoadedControl
 
 # Where the prompt ends, for those who ask for more tokens of one reply in several requests.
 _PROMPT_END: ContextVar[int | None] = ContextVar("meet_prompt_end", default=None)
@@ -59,6 +59,11 @@ class SoftPromptEngine(ControlledEngine):
             )
         self._loaded[control.id] = control
 
+    async def unload(self, control: LoadedControl) -> None:
+        """Forgets a control once no request uses it. The model keeps its rows."""
+        await self.adapters.released(control.id)
+        del self._loaded[control.id]
+
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, *, lora_request: Any = None, **rest: Any
     ) -> AsyncGenerator[Any, None]:
@@ -71,17 +76,20 @@ class SoftPromptEngine(ControlledEngine):
         control = current_control()
         if lora_request is not None and (listed := self._loaded.get(lora_request.lora_int_id)) is not None:
             control, lora_request = control or listed, None
+        elif lora_request is not None and lora_request.lora_int_id >= FIRST_ID:
+            raise releases.bad_request(f"{lora_request.lora_name} was changed or removed; ask again", "model")
         rest["lora_request"] = lora_request
         prompt_ids = self._checked(prompt, sampling_params, control)
         # An empty prompt stays empty, so that vLLM refuses it as ever.
         if control is None or not prompt_ids:
             generated: AsyncGenerator[Any, None] = self._engine.generate(prompt, sampling_params, request_id, **rest)
-            return generated
+            return self._observed(generated, None, sampling_params)
         end = _PROMPT_END.get()
         position = 0 if self._before else len(prompt_ids) if end is None else end
         whole = {**prompt, "prompt_token_ids": inserted(prompt_ids, control.token_ids, position)}
         outputs = self._engine.generate(whole, sampling_params, request_id, **rest)
-        return _hidden(outputs, prompt_ids, position, len(control.token_ids))
+        hidden = _hidden(outputs, prompt_ids, position, len(control.token_ids))
+        return self._observed(hidden, control, sampling_params)
 
     def follow_beams(self, state: Any) -> None:
         """Has vLLM's serving objects say where the prompt ends while they search with beams.

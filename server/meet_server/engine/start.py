@@ -110,6 +110,17 @@ def running_engine(
         engine.shutdown(timeout=max(config.shutdown_timeout, ENGINE_EXIT_S))
 
 
+def max_running(engine: Any) -> int:
+    """How many replies the engine works on at a time, all of its replicas together."""
+    config = engine.vllm_config
+    return int(config.scheduler_config.max_num_seqs) * int(config.parallel_config.data_parallel_size)
+
+
+def api_keys(args: Namespace) -> list[str]:
+    """The keys that vLLM's own middleware asks for, as it looks them up itself."""
+    return [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
+
+
 async def vllm_app(engine: Any, args: Namespace) -> FastAPI:
     """vLLM's own app, complete with its state. Enter its lifespan before use."""
     app = await releases.build_app(engine, args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from meet_server.errors import RequestError
 
@@ -14,10 +15,31 @@ STATUSES: dict[str, int] = {
     "unsupported_mix": 400,
     "unsupported_strength": 400,
     "invalid_body": 400,
+    "invalid_api_key": 401,
+    "admin_key_required": 403,
+    "origin_not_allowed": 403,
+    "preference_not_allowed": 403,
+    "route_not_allowed": 403,
+    "invalid_upload": 400,
+    "invalid_label": 400,
+    "control_refused": 400,
+    "default_preference": 400,
+    "last_preference": 400,
     "preference_not_found": 404,
+    "revision_not_found": 404,
     "model_not_found": 404,
+    "preference_exists": 409,
+    "label_taken": 409,
+    "no_room": 409,
     "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "too_many_requests": 429,
+    "overloaded": 429,
+    "headers_too_large": 431,
     "engine_dead": 503,
+    "draining": 503,
+    "waited_too_long": 503,
+    "deadline_exceeded": 504,
 }
 
 
@@ -27,6 +49,23 @@ def error_body(error: RequestError) -> dict[str, dict[str, str | None]]:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
-def error_response(error: RequestError) -> JSONResponse:
+class ErrorResponse(JSONResponse):
+    """An error of ours, which the app counts as it sends it: its state says how (`refused`), if it does."""
+
+    code = ""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "app" in scope and (refused := getattr(scope["app"].state, "refused", None)) is not None:
+            refused(self.code)
+        await super().__call__(scope, receive, send)
+
+
+def error_response(error: RequestError) -> ErrorResponse:
     """The reply to a request that cannot be served as asked."""
-    return JSONResponse(error_body(error), status_code=STATUSES[error.code])
+    status = STATUSES[error.code]
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    response = ErrorResponse(error_body(error), status_code=status, headers=headers)
+    response.code = error.code
+    return response

@@ -1,4 +1,5 @@
-"""`GET /health/live`: the process answers. `GET /health/ready`: the engine behind it does too."""
+"""`GET /health/live`: the process answers. `GET /health/ready`: the engine behind it does too, and it is not about to
+stop."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from starlette.responses import JSONResponse
 
 from meet_server.errors import RequestError
 from meet_server.http.errors import error_response
+from meet_server.lifecycle import Lifecycle
 
 
-def health_router(engine_is_dead: Callable[[], bool]) -> APIRouter:
+def health_router(engine_is_dead: Callable[[], bool], lifecycle: Lifecycle) -> APIRouter:
     """The two routes. The server listens only once every control is proved, so ready means proved too."""
     router = APIRouter(prefix="/health", tags=["health"])
 
@@ -23,6 +25,8 @@ def health_router(engine_is_dead: Callable[[], bool]) -> APIRouter:
     async def ready() -> dict[str, str] | JSONResponse:
         if engine_is_dead():
             return error_response(RequestError("engine_dead", "the engine has died; the server is about to exit"))
+        if lifecycle.draining:
+            return error_response(RequestError("draining", "the server has been told to stop"))
         return {"status": "ready"}
 
     return router

@@ -1,38 +1,51 @@
 """Pure-ASGI wrapper round the generating routes: finds and removes the preference of a request.
 
-It reads the body, takes out what is ours, resolves it and lets vLLM's app answer with the control in
-force. Streaming, errors and disconnects pass through untouched. It refuses to understand anything else
-in a body: what is no JSON object, or names a model that is not ours, is left for vLLM to answer.
+It reads the body, whose size `bounds` has limited, takes out what is ours, resolves it and lets vLLM's app answer
+with the control in force. Streaming, errors and disconnects pass through untouched. It refuses to understand anything
+else in a body: what is no JSON object, or names a model that is not ours, is left for vLLM to answer.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from meet_server.access.keyring import Key
 from meet_server.errors import RequestError
 from meet_server.http import several_preferences
+from meet_server.http.body import Disconnected, read_body, replay, with_length
 from meet_server.http.errors import error_response
+from meet_server.http.keys import KEY
+from meet_server.http.paths import CHAT, COMPLETIONS, GENERATING, GENERATING_TOO, MESSAGES, RESPONSES, path_of
 from meet_server.http.several_preferences import Entry, SeveralReplies
+from meet_server.http.turns import Turns
 from meet_server.preferences import words
-from meet_server.preferences.resolve import Resolver
 from meet_server.preferences.words import Said
+from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import Applied, LiveControls, LoadedControl
-
-CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-PATHS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 
 Applying = Callable[[LoadedControl | None], AbstractContextManager[None]]
 
 
-class Disconnected(Exception):
-    """The client left while its body was being read."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request's entries (none: not ours to say), and its body without our words."""
+
+    entries: list[Entry]
+    body: bytes
+    is_several: bool = False
+    num_choices: int = 1
+
+    @property
+    def label(self) -> str:
+        """The preferences that it takes its turn with, whatever their strengths."""
+        return "|".join("+".join(name for name, _ in entry.applied.mix.parts) for entry in self.entries)
 
 
 class PreferenceField:
@@ -42,75 +55,76 @@ class PreferenceField:
         self,
         app: ASGIApp,
         *,
-        resolver: Resolver,
+        catalogue: Catalogue,
         live: LiveControls,
         applying: Applying,
         names: Iterable[str],
-        max_body_bytes: int,
+        turns: Turns,
     ) -> None:
         self._app = app
-        self._resolver = resolver
+        self._catalogue = catalogue
         self._live = live
         self._applying = applying
+        self._turns = turns
         # Longest first, so that a name that holds a colon is not taken for a shorter one with a suffix.
         self._names = sorted(names, key=len, reverse=True)
-        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = _generating_path(scope)
-        if path is None:
-            await self._app(scope, receive, send)
+        path = path_of(scope)
+        key: Key | None = scope.get(KEY)
+        who = "" if key is None else key.name
+        if scope["type"] != "http" or scope["method"] != "POST" or path not in GENERATING:
+            if path in GENERATING_TOO:
+                await self._turns.answer(self._app, (who, "", 1), scope, receive, send, was_read=False)
+            else:
+                await self._app(scope, receive, send)
             return
         try:
-            body = await self._read(scope, receive)
-            request, headers = _object(body), Headers(scope=scope)
-            several = self._take_several(path, headers, request)
-            applied, rewritten = (None, None) if several else self._take(path, headers, request)
+            body = await read_body(scope, receive)
+            asked = self._asked(path, Headers(scope=scope), body)
+            _check_allowed(key, asked.entries)
         except Disconnected:
             return
         except RequestError as error:
             await error_response(error)(scope, receive, send)
             return
-        if several is not None:
-            await self._answer_each(*several, scope, receive, send)
-            return
-        if rewritten is not None:
-            body, scope = rewritten, _with_length(scope, len(rewritten))
-        receive = _replay(body, receive)
-        if applied is None:
-            await self._app(scope, receive, send)
-            return
-        with self._applying(applied.control):
-            await self._app(scope, receive, _announce(str(applied), send))
+        if asked.body is not body:
+            scope = with_length(scope, len(asked.body))
+        if asked.entries:
+            send = _announce(" | ".join(str(entry.applied) for entry in asked.entries), send)
+        with ExitStack() as held:  # before the first wait: its controls stay loaded until the request ends
+            for entry in asked.entries:
+                held.enter_context(self._applying(entry.applied.control))
+            turn = (who, asked.label, asked.num_choices)
+            await self._turns.answer(self._answering(asked), turn, scope, receive, send, was_read=True)
 
-    async def _answer_each(self, entries: list[Entry], body: bytes, scope: Scope, receive: Receive, send: Send) -> None:
-        said = " | ".join(str(entry.applied) for entry in entries)
-        replies = SeveralReplies(self._app, self._applying, entries)
-        await replies.answer(_with_length(scope, len(body)), body, receive, _announce(said, send))
+    def _asked(self, path: str, headers: Headers, body: bytes) -> _Asked:
+        request = _object(body)
+        if request is None:
+            return _Asked([], body)
+        if (several := self._take_several(path, headers, request)) is not None:
+            entries, body = several
+            num = len(entries) * several_preferences.num_choices(request)
+            return _Asked(entries, body, is_several=True, num_choices=num)
+        applied, rewritten = self._take(path, headers, request)
+        entries = [] if applied is None else [Entry(applied, 0)]
+        return _Asked(entries, rewritten or body, num_choices=several_preferences.num_choices(request))
 
-    async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        length = Headers(scope=scope).get("content-length", "")
-        if length.isdecimal() and int(length) > self._max_body_bytes:
-            raise self._too_large()
-        chunks, size, more = [], 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            chunk = message.get("body", b"")
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > self._max_body_bytes:
-                raise self._too_large()
-            more = message.get("more_body", False)
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    def _answering(self, asked: _Asked) -> ASGIApp:
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            if asked.is_several:
+                await SeveralReplies(self._app, self._applying, asked.entries).answer(scope, asked.body, receive, send)
+            else:
+                await self._app(scope, replay(asked.body, receive), send)
 
-    def _take(self, path: str, headers: Headers, request: dict[str, Any] | None) -> tuple[Applied | None, bytes | None]:
+        return answer
+
+    def _take(self, path: str, headers: Headers, request: dict[str, Any]) -> tuple[Applied | None, bytes | None]:
         """What to apply (None: not ours to say), and the body without our words (None: as it came)."""
-        suffix = None if request is None else self._suffix(request)
-        if request is None or suffix is None:
+        suffix = self._suffix(request)
+        if suffix is None:
             return None, None
-        applied = self._live.lookup(self._resolver.resolve(self._said(path, headers, request, suffix)))
+        applied = self._live.lookup(self._catalogue.resolver.resolve(self._said(path, headers, request, suffix)))
         name = self._listed_name(request.get("model"), suffix, applied)
         if words.FIELD not in request and name == request.get("model"):
             return applied, None
@@ -119,12 +133,10 @@ class PreferenceField:
             request["model"] = name
         return applied, _bytes(request)
 
-    def _take_several(
-        self, path: str, headers: Headers, request: dict[str, Any] | None
-    ) -> tuple[list[Entry], bytes] | None:
+    def _take_several(self, path: str, headers: Headers, request: dict[str, Any]) -> tuple[list[Entry], bytes] | None:
         """What to apply for each choice, and the body without our words. None where one reply is asked for, or not
         of our model."""
-        if request is None or several_preferences.FIELD not in request:
+        if several_preferences.FIELD not in request:
             return None
         suffix = self._suffix(request)
         if suffix is None:
@@ -146,7 +158,7 @@ class PreferenceField:
         return entries, _bytes(request)
 
     def _apply(self, value: object, place: str) -> Applied:
-        mix = self._resolver.mix(words.from_field(value, place), place)
+        mix = self._catalogue.resolver.mix(words.from_field(value, place), place)
         try:
             return self._live.lookup(mix)
         except RequestError as error:
@@ -173,11 +185,15 @@ class PreferenceField:
             said.append(Said("model", words.from_model_suffix(suffix)))
         if lines := headers.getlist(words.HEADER):
             said.append(Said(words.HEADER, words.from_header(",".join(lines))))
-        if path == CHAT and (asked := self._resolver.from_verbosity(request.get("verbosity"))):
+        if path == CHAT and (asked := self._catalogue.resolver.from_verbosity(request.get("verbosity"))):
             said.append(Said("verbosity", asked))
-        if path == RESPONSES and (asked := self._resolver.from_verbosity(_inner(request, "text", "verbosity"))):
+        if path == RESPONSES and (
+            asked := self._catalogue.resolver.from_verbosity(_inner(request, "text", "verbosity"))
+        ):
             said.append(Said("text.verbosity", asked))
-        if path == MESSAGES and (asked := self._resolver.from_effort(_inner(request, "output_config", "effort"))):
+        if path == MESSAGES and (
+            asked := self._catalogue.resolver.from_effort(_inner(request, "output_config", "effort"))
+        ):
             said.append(Said("output_config.effort", asked))
         return said
 
@@ -189,15 +205,15 @@ class PreferenceField:
         one = applied.control is not None and len(applied.mix.parts) == 1
         return f"{base}:{applied.mix.parts[0][0]}" if one else base
 
-    def _too_large(self) -> RequestError:
-        return RequestError("body_too_large", f"the body is larger than {self._max_body_bytes} bytes")
 
-
-def _generating_path(scope: Scope) -> str | None:
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path if path in PATHS else None
+def _check_allowed(key: Key | None, asked: Iterable[Entry]) -> None:
+    if key is None:
+        return
+    for entry in asked:
+        if (refused := key.allows(name for name, _ in entry.applied.mix.parts)) is not None:
+            raise RequestError(
+                "preference_not_allowed", f"the key that was shown may not use {refused!r}", param=words.FIELD
+            )
 
 
 def _object(body: bytes) -> dict[str, Any] | None:
@@ -218,26 +234,6 @@ def _bytes(request: dict[str, Any]) -> bytes:
 def _inner(request: dict[str, Any], outer: str, inner: str) -> object:
     value = request.get(outer)
     return value.get(inner) if isinstance(value, dict) else None
-
-
-def _with_length(scope: Scope, length: int) -> Scope:
-    dropped = (b"content-length", b"transfer-encoding")
-    headers = [(key, value) for key, value in scope["headers"] if key.lower() not in dropped]
-    return {**scope, "headers": [*headers, (b"content-length", str(length).encode())]}
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives the body once, and then whatever really comes: the disconnect."""
-    sent = False
-
-    async def replayed() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replayed
 
 
 def _announce(applied: str, send: Send) -> Send:

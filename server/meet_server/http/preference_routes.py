@@ -8,10 +8,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
-from meet_bundle import Calibration, Manifest, Preference
+from meet_bundle import Calibration
 from meet_server.errors import RequestError
 from meet_server.http.errors import error_response
-from meet_server.preferences.resolve import Resolver
+from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import LiveControls
 
 
@@ -38,37 +38,39 @@ class PreferenceList(BaseModel):
     data: list[PreferenceCard]
 
 
-def preference_router(manifest: Manifest, resolver: Resolver, live: LiveControls) -> APIRouter:
-    """The two routes. A preference is shown while its control is loaded."""
-    router = APIRouter(tags=["preferences"])
+def shown(catalogue: Catalogue, live: LiveControls, label: str) -> PreferenceCard | None:
+    """The preference that a name or an alias stands for, while its control is loaded."""
+    preference = catalogue.resolver.preference(label)
+    control = None if preference is None else live.get(preference.name)
+    if preference is None or control is None:
+        return None
+    return PreferenceCard(
+        id=preference.name,
+        default=preference.name == catalogue.manifest.default,
+        version=control.version,
+        strength_range=live.strength_range(preference),
+        **preference.model_dump(
+            include={
+                "description", "aliases", "axis", "opposite", "trained_examples", "calibration"
+            }
+        ),
+    )  # fmt: skip
 
-    def card(preference: Preference) -> PreferenceCard | None:
-        control = live.get(preference.name)
-        if control is None:
-            return None
-        return PreferenceCard(
-            id=preference.name,
-            default=preference.name == manifest.default,
-            version=control.version,
-            strength_range=live.strength_range(preference),
-            **preference.model_dump(
-                include={
-                    "description", "aliases", "axis", "opposite", "trained_examples", "calibration"
-                }
-            ),
-        )  # fmt: skip
+
+def preference_router(catalogue: Catalogue, live: LiveControls) -> APIRouter:
+    """The two routes."""
+    router = APIRouter(tags=["preferences"])
 
     @router.get("/v1/preferences")
     async def list_preferences() -> PreferenceList:
-        return PreferenceList(data=[each for p in manifest.preferences if (each := card(p)) is not None])
+        cards = (shown(catalogue, live, preference.name) for preference in catalogue.manifest.preferences)
+        return PreferenceList(data=[card for card in cards if card is not None])
 
     @router.get("/v1/preferences/{name}", response_model=PreferenceCard)
     async def get_preference(name: str) -> PreferenceCard | JSONResponse:
-        preference = resolver.preference(name)
-        found = None if preference is None else card(preference)
-        if found is not None:
+        if (found := shown(catalogue, live, name)) is not None:
             return found
-        known = ", ".join(p.name for p in manifest.preferences)
+        known = ", ".join(p.name for p in catalogue.manifest.preferences)
         return error_response(
             RequestError("preference_not_found", f"{name!r} is no preference; known: {known}", param="name")
         )

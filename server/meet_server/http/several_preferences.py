@@ -48,7 +48,7 @@ def entries_of(request: dict[str, Any], apply: Callable[[object, str], Applied])
             f"{FIELD} is {got}; it must be a list of 1 to {MAX_ENTRIES} values, each as `preference` may be",
             param=FIELD,
         )
-    num = _num_choices(request)
+    num = num_choices(request)
     return [Entry(apply(value, f"{FIELD}[{index}]"), index * num) for index, value in enumerate(listed)]
 
 
@@ -178,7 +178,7 @@ class SeveralReplies:
             task.cancel()
 
 
-def _num_choices(request: dict[str, Any]) -> int:
+def num_choices(request: dict[str, Any]) -> int:
     """Choices of one entry. What vLLM will refuse counts as one."""
     n, prompt = request.get("n"), request.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1

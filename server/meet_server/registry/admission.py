@@ -8,11 +8,11 @@ the safetensors headers. No weights are read and nothing is imported that could 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from meet_bundle import LoraControls
 from meet_server.errors import ServerError
@@ -71,13 +71,45 @@ def check_lora(name: str, folder: Path, controls: LoraControls, model: Shapes) -
 
     `controls` is what the manifest says of every control; `model` comes from `model_shapes`.
     """
-    _check_files(name, folder)
-    _check_config(name, _read_config(name, folder / CONFIG), controls)
+    if not folder.is_dir():
+        raise ControlRefused(name, f"{folder} is no folder")
+    _check_files(name, str(folder), {path.relative_to(folder).as_posix() for path in folder.rglob("*")})
     try:
+        _check_config(name, _parsed_config(name, (folder / CONFIG).read_bytes()), controls)
         tensors = list(_headers(folder / WEIGHTS))
     except (SafetensorError, OSError) as error:
         raise ControlRefused(name, f"{WEIGHTS} is no safetensors file: {error}") from None
     _check_tensors(name, tensors, controls, model)
+
+
+def check_lora_files(
+    name: str, files: Mapping[str, bytes], controls: LoraControls, model: Shapes, shared_a: Mapping[str, bytes]
+) -> None:
+    """As `check_lora`, for a control that is in no folder yet.
+
+    `shared_a` comes from `a_matrices` of a control that it must have its A in common with, and is empty where each
+    has its own.
+    """
+    _check_files(name, "it", set(files))
+    _check_config(name, _parsed_config(name, files[CONFIG]), controls)
+    try:
+        tensors = deserialize(files[WEIGHTS])  # type: ignore[no-untyped-call]
+    except SafetensorError as error:
+        raise ControlRefused(name, f"{WEIGHTS} is no safetensors file: {error}") from None
+    _check_tensors(name, [(tensor, tuple(said["shape"]), said["dtype"]) for tensor, said in tensors], controls, model)
+    own = {tensor: bytes(said["data"]) for tensor, said in tensors if tensor in shared_a}
+    if differing := sorted(tensor for tensor in shared_a if own.get(tensor) != shared_a[tensor]):
+        raise ControlRefused(
+            name,
+            f"{differing[0]} is not the A that all controls of this bundle share, so that it could not be mixed with "
+            "them; train it beside them",
+        )
+
+
+def a_matrices(folder: Path) -> dict[str, bytes]:
+    """The A of every layer of a control that was checked, by its tensor's name."""
+    tensors = deserialize((folder / WEIGHTS).read_bytes())  # type: ignore[no-untyped-call]
+    return {tensor: bytes(said["data"]) for tensor, said in tensors if tensor.endswith(".lora_A.weight")}
 
 
 def _headers(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
@@ -87,22 +119,19 @@ def _headers(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
             yield name, tuple(header.get_shape()), header.get_dtype()
 
 
-def _check_files(name: str, folder: Path) -> None:
-    if not folder.is_dir():
-        raise ControlRefused(name, f"{folder} is no folder")
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+def _check_files(name: str, what: str, found: set[str]) -> None:
     if missing := sorted({CONFIG, WEIGHTS} - found):
-        raise ControlRefused(name, f"{folder} lacks {', '.join(missing)}")
+        raise ControlRefused(name, f"{what} lacks {', '.join(missing)}")
     if extra := sorted(found - ALLOWED_FILES):
         raise ControlRefused(
-            name, f"{folder} holds {', '.join(extra)}; a LoRA control is {CONFIG} and {WEIGHTS} and nothing else"
+            name, f"{what} holds {', '.join(extra)}; a LoRA control is {CONFIG} and {WEIGHTS} and nothing else"
         )
 
 
-def _read_config(name: str, file: Path) -> dict[str, Any]:
+def _parsed_config(name: str, content: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, OSError) as error:
+        config = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise ControlRefused(name, f"{CONFIG} is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise ControlRefused(name, f"{CONFIG} holds no JSON object")
@@ -130,19 +159,21 @@ def _check_config(name: str, config: dict[str, Any], controls: LoraControls) -> 
 
 
 def _check_tensors(
-    name: str, tensors: list[tuple[str, tuple[int, ...], str]], controls: LoraControls, model: Shapes
+    name: str, tensors: Iterable[tuple[str, tuple[int, ...], str]], controls: LoraControls, model: Shapes
 ) -> None:
     wanted = _expected(controls, model)
     if not wanted:
         raise ControlRefused(name, f"the model has no linear layers named {', '.join(controls.target_modules)}")
+    found = set()
     for tensor, shape, dtype in tensors:
+        found.add(tensor)
         if tensor not in wanted:
             raise ControlRefused(name, f"tensor {tensor} belongs to no layer that the manifest says is adapted")
         if shape != wanted[tensor]:
             raise ControlRefused(name, f"tensor {tensor} has shape {shape}; the model needs {wanted[tensor]}")
         if dtype not in _DTYPES:
             raise ControlRefused(name, f"tensor {tensor} is {dtype}; one of {', '.join(sorted(_DTYPES))} is needed")
-    if missing := sorted(wanted.keys() - {tensor for tensor, _, _ in tensors}):
+    if missing := sorted(wanted.keys() - found):
         raise ControlRefused(name, f"{len(missing)} tensors are missing, the first is {missing[0]}")
 
 

@@ -7,7 +7,7 @@ weights it would silently serve the old ones. So ids come from one counter and a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,14 @@ class LiveControls:
     def publish(self, control: LoadedControl) -> None:
         """From now on requests get this control for its name."""
         self._by_name[control.name] = control
+
+    def withdraw(self, name: str) -> None:
+        """From now on no request gets the control of that name."""
+        del self._by_name[name]
+
+    def arrange(self, names: Iterable[str]) -> None:
+        """Has the controls stand in this order, all of them."""
+        self._by_name = {name: self._by_name[name] for name in names}
 
     def get(self, name: str) -> LoadedControl | None:
         """The control of that preference, if it is loaded."""

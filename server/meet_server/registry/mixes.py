@@ -67,6 +67,8 @@ class Residents:
         self._by_content: OrderedDict[str, _Residence] = OrderedDict()
         self._retired: set[str] = set()
         self._moving: set[asyncio.Task[None]] = set()
+        self.num_asked = self.num_loaded = 0
+        """How often a mix was asked for, and how often it had to be loaded for that."""
 
     def __len__(self) -> int:
         return len(self._by_content)
@@ -78,7 +80,9 @@ class Residents:
         Raises whatever loading raised, for every request that waited for it.
         """
         residence = self._by_content.get(mix.digest)
+        self.num_asked += 1
         if residence is None or residence.failed:
+            self.num_loaded += 1
             residence = self._by_content[mix.digest] = self._begin(mix)
         self._by_content.move_to_end(mix.digest)
         residence.num_users += 1

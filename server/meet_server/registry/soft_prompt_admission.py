@@ -7,13 +7,13 @@ lie within the matrix, and be out of the tokenizer's reach. Only those rows are 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from meet_bundle import Bundle
+from meet_bundle import Bundle, Preference, SoftPromptControls
 from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused
 
@@ -66,12 +66,45 @@ def check_soft_prompts(bundle: Bundle) -> None:
         _check(preference.name, bundle.path / preference.path, ids, embeddings)
 
 
+def check_soft_prompt_files(
+    files: Mapping[str, bytes], preference: Preference, controls: SoftPromptControls, bundle: Bundle
+) -> None:
+    """As `check_soft_prompts`, for one that is in no folder yet. What is served are rows that the model has.
+
+    Raises ControlRefused.
+    """
+    num, first = controls.num_virtual_tokens, bundle.manifest.first_virtual_id
+    embeddings, begin, name = Embeddings(bundle.model_path), preference.first_token_id, preference.name
+    if begin is None or first is None or begin < first or begin + num > embeddings.vocab_size:
+        raise ControlRefused(
+            name,
+            f"its {num} virtual tokens begin at {begin}, and the model has rows for virtual "
+            f"tokens {first} to {embeddings.vocab_size - 1} alone: a soft prompt beyond them cannot be added while "
+            "serving; train it into a bundle, and serve that",
+        )
+    ids = tuple(range(begin, begin + num))
+    if extra := sorted(set(files) - ALLOWED_FILES):
+        raise ControlRefused(name, f"it holds {', '.join(extra)}; a soft prompt is {WEIGHTS} and nothing else")
+    from safetensors.torch import load
+
+    try:
+        tensors = load(files.get(WEIGHTS, b""))
+    except SafetensorError as error:
+        raise ControlRefused(name, f"{WEIGHTS} is no safetensors file: {error}") from None
+    if list(tensors) != [TENSOR] or not tensors[TENSOR].is_floating_point():
+        raise ControlRefused(name, f"{WEIGHTS} must hold {TENSOR}, of floating point, and nothing else")
+    _check_rows(name, tensors[TENSOR], ids, embeddings)
+
+
 def _check(name: str, folder: Path, ids: tuple[int, ...], embeddings: Embeddings) -> None:
     if ids[-1] >= embeddings.vocab_size:
         raise ControlRefused(
             name, f"its virtual tokens end at {ids[-1]}; the model's vocabulary ends at {embeddings.vocab_size - 1}"
         )
-    trained = _read(name, folder)
+    _check_rows(name, _read(name, folder), ids, embeddings)
+
+
+def _check_rows(name: str, trained: torch.Tensor, ids: tuple[int, ...], embeddings: Embeddings) -> None:
     wanted = (len(ids), embeddings.width)
     if tuple(trained.shape) != wanted:
         raise ControlRefused(name, f"{TENSOR} has shape {tuple(trained.shape)}; the model needs {wanted}")

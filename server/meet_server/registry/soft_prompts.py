@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from meet_bundle import Manifest, Preference
+from meet_bundle import Preference
 from meet_server.errors import RequestError
 from meet_server.preferences.resolve import Mix, number
 from meet_server.registry.live import Applied, LiveControls, LoadedControl
@@ -19,13 +19,14 @@ from meet_server.registry.live import Applied, LiveControls, LoadedControl
 class LiveSoftPrompts(LiveControls):
     """As LiveControls, for a bundle of soft prompts."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, num_virtual_tokens: int) -> None:
         super().__init__()
-        self._manifest = manifest
+        self._num = num_virtual_tokens
 
     def number(self, preference: Preference, path: Path) -> LoadedControl:
         """A control with an id of its own and its virtual tokens, not yet published."""
-        ids = self._manifest.virtual_token_ids(preference.name)
+        first = preference.first_token_id
+        ids = () if first is None else tuple(range(first, first + self._num))
         return LoadedControl(preference.name, preference.digest, self.next_id(), path.absolute(), ids)
 
     def strength_range(self, preference: Preference) -> tuple[float, float]:  # noqa: ARG002

@@ -42,7 +42,7 @@ class DataSet:
             for row in rows:
                 if self.recognised is None:
                     self.recognised = recognise(self.data, row)
-                    ends = self._ends()
+                    ends = self._ends(self.recognised.columns)
                 try:
                     yield from labelled(row, self.data, self.recognised, ends)
                 except RowError as error:
@@ -90,7 +90,7 @@ class DataSet:
         self.num_bad_rows += 1
         self.first_bad_row = self.first_bad_row or str(error)
 
-    def _ends(self) -> Ends:
+    def _ends(self, columns: Columns) -> Ends:
         levels = self.data.levels
         if levels is None:
             return {}
@@ -101,7 +101,7 @@ class DataSet:
             for row in rows:
                 if all(_matches(row.fields.get(field), value) for field, value in self.data.where.items()):
                     try:
-                        scores.append(score_of(row, levels.column))
+                        scores.append(score_of(row, levels, columns))
                     except RowError:
                         continue  # met again, and told, when its row is turned into examples
         return ends_by_quantile(levels, scores)

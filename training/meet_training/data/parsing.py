@@ -6,11 +6,12 @@ import math
 from typing import NamedTuple
 
 from meet_training.data import conversations
+from meet_training.data.attributes import ATTRIBUTES
 from meet_training.data.example import UNCONTROLLED, Example, Message
 from meet_training.data.levels import Ends, level_of
 from meet_training.data.recognise import Columns, Recognised
 from meet_training.data.sources import Row
-from meet_training.data_config import DataConfig
+from meet_training.data_config import DataConfig, LevelsConfig
 
 NO_LEVEL = "(no level)"
 """The label of a row whose score lies in no level."""
@@ -32,7 +33,7 @@ def labelled(row: Row, data: DataConfig, recognised: Recognised, ends: Ends) -> 
     if recognised.form == "unpaired":
         return [_of_truth(row, data, columns)]
     if data.levels is not None:
-        label = level_of(score_of(row, data.levels.column), ends)
+        label = level_of(score_of(row, data.levels, columns), ends)
         return [Labelled(label or NO_LEVEL, _answered(row, data, columns, label))]
     labels = _labels(row, columns.preference, data.separator)
     wanted = {label: data.labels.get(label) if data.labels else label for label in labels}
@@ -64,8 +65,15 @@ def asked(row: Row, columns: Columns) -> tuple[tuple[Message, ...], str | Messag
     return _conversation(row, columns)
 
 
-def score_of(row: Row, field: str) -> float:
-    """A number, or the text of one. Raises RowError."""
+def score_of(row: Row, levels: LevelsConfig, columns: Columns) -> float:
+    """What a row's level goes by: its column's number or the text of one, or what is measured on its reply.
+
+    Raises RowError.
+    """
+    if levels.attribute is not None:
+        _, reply = _conversation(row, columns)
+        return ATTRIBUTES[levels.attribute].measure(reply if isinstance(reply, str) else str(reply["content"]))
+    field = str(levels.column)
     value = conversations.value_of(row, field)
     try:
         score = math.nan if isinstance(value, bool) else float(value)

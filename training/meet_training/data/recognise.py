@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from meet_training.data.attributes import ATTRIBUTES
 from meet_training.data.conversations import is_dialogue
 from meet_training.data.sources import Row
 from meet_training.data_config import FORMS, USUAL_NAMES, DataConfig, Form
@@ -100,6 +101,11 @@ def _check_options(data: DataConfig, form: Form) -> None:
             raise TrainingError(
                 f"{data.source}: {name} means nothing for the form {form}, which understands {', '.join(known)}"
             )
+    measured = data.levels.attribute if data.levels else None
+    if measured is not None and measured not in ATTRIBUTES:
+        raise TrainingError(
+            f"{data.source}: levels.attribute: {measured!r} is not measured; the attributes are {', '.join(ATTRIBUTES)}"
+        )
     if "chosen" in known and data.chosen is None and data.rejected is None:
         raise TrainingError(
             f"{data.source}: say with `chosen` and `rejected` which preference its replies are data of (form {form})"

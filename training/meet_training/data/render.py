@@ -83,6 +83,11 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendered:
     return Rendered(template.ids(prompt), template.reply_ids(answer), rejected_ids=rejected_ids)
 
 
+def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> Ids:
+    """Token ids of a conversation that is to be answered, as the server sends them. Raises TrainingError."""
+    return _Template(tokenizer, None).prompt([*messages])
+
+
 def render_all(
     examples: Mapping[str, Sequence[Example]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, list[Rendered]]:
@@ -160,6 +165,10 @@ class _Template:
         if "tool_calls" in reply:
             self._check_shows_calls(conversation, reply, full)
         return prompt, answer
+
+    def prompt(self, conversation: list[Message]) -> Ids:
+        """The ids of a conversation that is to be answered."""
+        return self.ids(self._text(conversation, generate=True))
 
     def ids(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -37,15 +37,20 @@ def packs(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
 
 def take(model: Any, device: torch.device) -> bool:
     """Makes a model attend this way, where it can: from then on it takes packed rows only. Returns whether it does."""
-    config = model.config.get_text_config()
-    plain = fits(model) and not any(getattr(config, field, None) for field in _MORE)
-    if device.type != "cpu" or not plain or not model._supports_attention_backend:
+    if device.type != "cpu" or not is_plain(model):
         return False
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
     return True
+
+
+def is_plain(model: Any) -> bool:
+    """Whether a model attends to all tokens before each one, by softmax and nothing more, and lets others do it."""
+    config = model.config.get_text_config()
+    more = any(getattr(config, field, None) for field in _MORE)
+    return fits(model) and not more and bool(model._supports_attention_backend)
 
 
 def arguments(model: Any, positions: Tensor) -> dict[str, Tensor]:

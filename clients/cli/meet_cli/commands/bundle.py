@@ -1,4 +1,4 @@
-"""`meet bundle`: what is in a bundle, and is it whole? Reads bundles and changes none."""
+"""`meet bundle`: what is in a bundle, and is it whole? Changes of what is served of one are in `bundle_changes`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meet_cli.commands.bundle_changes import COMMANDS
 from meet_cli.figures import figures_console, json_option, write_figures
 
 if TYPE_CHECKING:
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
 _folder = click.argument("bundle", type=click.Path(path_type=Path))
 
 
-@click.group(short_help="Look into a bundle and check it.", epilog="Example: meet bundle inspect bundles/demo")
+@click.group(
+    short_help="Look into a bundle, check it, change its preferences.",
+    epilog="Example: meet bundle inspect bundles/demo",
+)
 def bundle() -> None:
-    """Look into a bundle and check it."""
+    """Look into a bundle, check it, and change the preferences that are served of it."""
+
+
+for _command in COMMANDS:
+    bundle.add_command(_command)
 
 
 @bundle.command(

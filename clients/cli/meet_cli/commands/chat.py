@@ -82,7 +82,7 @@ def _in_turns(client: MeetClient, options: dict[str, Any]) -> None:
 def _ask(client: MeetClient, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
     """Shows the reply as it comes, and returns it."""
     pieces = []
-    with client.chat(messages, stream=True, **options) as stream:
+    with client.stream(messages, **options) as stream:
         for piece in stream:
             pieces.append(piece)
             click.echo(piece, nl=False)

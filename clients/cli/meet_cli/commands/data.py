@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meet_cli.arguments import split_arguments
+from meet_cli.ending import run_async
 from meet_cli.extras import require, require_engine
 from meet_cli.figures import json_option, write_figures
 from meet_cli.local_server import free_port, plain_server_command, running_server
@@ -124,7 +124,7 @@ def _generate(config: GenerateConfig, base_url: str | None) -> Report:
         def on_progress(progress: Progress) -> None:
             tell("requests", progress.num_done, progress.num_requests, _words(progress))
 
-        return asyncio.run(generate_data(config, base_url, progress=on_progress))
+        return run_async(generate_data(config, base_url, progress=on_progress))
 
 
 def _words(progress: Progress) -> str:

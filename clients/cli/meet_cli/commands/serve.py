@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,10 +15,15 @@ from meet_cli.extras import require_engine
     epilog="Example: meet serve bundles/demo --port 8000 -- --max-model-len 4096",
 )
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="TCP port.")
+@click.option("--host", help="Address to listen on; 127.0.0.1 by default, and any other needs keys.")
+@click.option("--port", type=click.IntRange(1, 65535), help="TCP port; 8000 by default.")
+@click.option("--keys-file", type=click.Path(path_type=Path), help="File of keys; read anew when it changes.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings (docs/OPERATING.md).")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="One setting; any number of times.")
 @click.argument("engine_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE_ARGUMENTS]")
-def serve(bundle: Path, host: str, port: int, engine_args: tuple[str, ...]) -> None:
+def serve(
+    bundle: Path, config: Path | None, overrides: tuple[str, ...], engine_args: tuple[str, ...], **given: Any
+) -> None:
     """Serve the folder BUNDLE over HTTP until Ctrl-C.
 
     What follows `--` goes to the engine as it is, such as --max-model-len 4096.
@@ -26,9 +32,12 @@ def serve(bundle: Path, host: str, port: int, engine_args: tuple[str, ...]) -> N
         raise click.UsageError(f"unexpected argument {engine_args[0]!r}; engine arguments follow `--`")
     require_engine("meet serve")
     from meet_server.run import serve as serve_until_stopped
-    from meet_server.settings import Settings
+    from meet_server.settings import read_settings
 
-    serve_until_stopped(Settings(bundle=bundle, host=host, port=port, engine_args=engine_args))
+    named = {name: value for name, value in given.items() if value is not None}
+    if engine_args:
+        named["engine_args"] = engine_args
+    serve_until_stopped(read_settings(config, overrides, {"bundle": bundle, **named}))
 
 
 if __name__ == "__main__":

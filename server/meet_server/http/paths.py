@@ -1,0 +1,47 @@
+"""The paths of vLLM's app and of our own, by who may ask them. Whatever is in no list is an admin's to change."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
+GENERATING = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
+GENERATING_TOO = frozenset(
+    {f"{CHAT}/batch", "/invocations", "/inference/v1/generate", "/generative_scoring", "/cohere/v2/chat"}
+)
+"""Routes of vLLM's that take a turn of the engine's and know no preference but by the model's name."""
+PREFERENCES = "/v1/preferences"
+
+PAGE, PAGE_FILES = "/", ("/playground/page.js", "/playground/page.css")
+
+OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping", PAGE, *PAGE_FILES})
+"""Probes of the machinery round the server, which tell nothing, and the page, which asks for the key. None is needed."""
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_USERS = ("/v1/", "/v2/", "/cohere/", "/inference/")
+_USERS_EXACTLY = frozenset(
+    {"/tokenize", "/detokenize", "/invocations", "/pooling", "/classify", "/score", "/rerank", "/generative_scoring"}
+)
+_ADMINS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+
+
+def path_of(scope: Scope) -> str:
+    """The path as routes are named."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def is_admins(method: str, path: str) -> bool:
+    """Whether it changes the server: its preferences, or the engine through one of vLLM's own routes."""
+    if method in READING:
+        return False
+    if path in _ADMINS or is_preference(path):
+        return True
+    return not (path in _USERS_EXACTLY or path.startswith(_USERS))
+
+
+def is_preference(path: str) -> bool:
+    """Whether it is one of `/v1/preferences` or below."""
+    return path == PREFERENCES or path.startswith(PREFERENCES + "/")

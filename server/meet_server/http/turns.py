@@ -1,0 +1,107 @@
+"""Requests to the engine take turns, and have a deadline. What cannot have a turn is told when to come again.
+
+A client that leaves while it waits leaves the queue. Knows neither preferences nor the engine: who asks, for what and
+for how much is said to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from meet_server.access.fair_queue import FairQueue, NoTurn, Turn
+from meet_server.errors import RequestError
+from meet_server.http.errors import error_body, error_response
+from meet_server.settings import LoadSettings
+
+
+class Turns:
+    """Answers requests in turn."""
+
+    def __init__(self, queue: FairQueue, settings: LoadSettings) -> None:
+        self._queue = queue
+        self._max_wait_s = settings.max_wait_s
+        self._deadline_s = settings.deadline_s
+
+    async def answer(
+        self, app: ASGIApp, asked: tuple[str, str, int], scope: Scope, receive: Receive, send: Send, *, was_read: bool
+    ) -> None:
+        """Has `app` answer in its turn. `asked` is the key's name, the preference, and the number of replies.
+
+        `was_read`: the body has been read, so that what comes next is the disconnect.
+        """
+        deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
+        try:
+            turn = self._queue.ask(*asked)
+            if not turn.granted.done() and not await self._granted(turn, receive if was_read else None):
+                return
+        except NoTurn as error:
+            await error_response(_refusal(error))(scope, receive, send)
+            return
+        try:
+            if deadline is None:
+                await app(scope, receive, send)
+            else:
+                await _until(deadline, app, scope, receive, send)
+        finally:
+            self._queue.give_back(turn)
+
+    async def _granted(self, turn: Turn, receive: Receive | None) -> bool:
+        """Whether the client is still there when its turn comes. Raises NoTurn."""
+        waiting = asyncio.create_task(self._queue.wait(turn, self._max_wait_s))
+        tasks: set[asyncio.Task[object]] = {waiting}
+        if receive is not None:
+            tasks.add(asyncio.create_task(_left(receive)))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._queue.give_back(turn)
+            raise
+        finally:
+            for task in tasks:
+                task.cancel()
+        if waiting in done:
+            waiting.result()
+            return True
+        self._queue.give_back(turn)  # it may have been granted in this very moment
+        return False
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _until(deadline: float, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """The app's answer, cut off at the deadline: an error where nothing was sent yet, else as a stream's last event."""
+    began: Message | None = None
+
+    async def noting(message: Message) -> None:
+        nonlocal began
+        if message["type"] == "http.response.start":
+            began = message
+        await send(message)
+
+    try:
+        async with asyncio.timeout_at(deadline):
+            await app(scope, receive, noting)
+    except TimeoutError:
+        error = RequestError("deadline_exceeded", "the request took longer than this server allows")
+        if began is None:
+            await error_response(error)(scope, receive, send)
+        elif Headers(raw=began["headers"]).get("content-type", "").startswith("text/event-stream"):
+            event = b"data: " + json.dumps(error_body(error)).encode() + b"\n\ndata: [DONE]\n\n"
+            await send({"type": "http.response.body", "body": event})
+        else:
+            raise
+
+
+def _refusal(error: NoTurn) -> RequestError:
+    if error.why == "full":
+        return RequestError("overloaded", "too many requests are waiting", retry_after_s=error.retry_after_s)
+    return RequestError(
+        "waited_too_long", "the engine had no room for the request in time", retry_after_s=error.retry_after_s
+    )

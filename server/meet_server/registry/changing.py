@@ -1,0 +1,247 @@
+"""Changes preferences while they are served: what the store says becomes what the engine holds and requests may ask.
+
+A new control is checked, written, loaded and proved in the engine before the store says that it is there, and only
+then do requests get it; those that have begun end on the old one, which leaves the engine after the last of them.
+Other processes' changes are followed. Belongs to one event loop; knows the engine as four functions, and no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from meet_bundle import Bundle, LoraControls, Manifest, Preference
+from meet_server.errors import RequestError, ServerError
+from meet_server.registry.admission import ControlRefused, a_matrices, check_lora_files, model_shapes
+from meet_server.registry.catalogue import Catalogue
+from meet_server.registry.live import LiveControls, LoadedControl
+from meet_server.registry.record import RECORD, Files, read_record
+from meet_server.registry.soft_prompt_admission import check_soft_prompt_files
+from meet_server.registry.state import State, added, changed, effective, removed, updated
+from meet_server.registry.store import Stamp, Store
+
+_FOLLOW_S = 1.0
+_LOGGER = logging.getLogger(__name__)
+
+Change = Callable[[State], State]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDoor:
+    """What is asked of the engine. `published` is called once requests may ask for what is live now."""
+
+    load: Callable[[LoadedControl], Awaitable[None]]
+    unload: Callable[[LoadedControl], Awaitable[None]]
+    prove: Callable[[Sequence[tuple[LoadedControl, Preference]]], Awaitable[None]]
+    published: Callable[[], None] = lambda: None
+    max_controls: int | None = None
+
+
+class Registry:
+    """The preferences of one bundle as they are served by this process."""
+
+    def __init__(
+        self, bundle: Bundle, store: Store, catalogue: Catalogue, live: LiveControls, engine: EngineDoor
+    ) -> None:
+        self._bundle = bundle
+        self._store = store
+        self._catalogue = catalogue
+        self._live = live
+        self._engine = engine
+        self._lock = asyncio.Lock()
+        self._stamp: Stamp = None
+        self._state = State()  # what is served: the store's, but for what the engine refused
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Loads, proves and publishes all there is. Raises ControlRefused for a control of the bundle's own."""
+        async with self._lock:
+            await self._catch_up(always=True)
+
+    async def follow(self) -> None:
+        """Takes up what other processes change, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            async with self._lock:
+                try:
+                    await self._catch_up()
+                except ServerError as error:
+                    _LOGGER.error("preferences are left as they were: %s", error)
+
+    async def close(self) -> None:
+        """Waits until what was let go of has left the engine."""
+        while self._leaving:
+            await asyncio.gather(*self._leaving, return_exceptions=True)
+        self._store.close()
+
+    def entry(self, name: str) -> tuple[int, int]:
+        """The number of the revision that is served, and the generation of the whole."""
+        return self._state.entry(name).current, self._state.generation
+
+    async def add(self, files: Files) -> str:
+        """Adds the preference that the files are of, and returns its name. Raises RequestError and ServerError."""
+        async with self._lock:
+            await self._catch_up()
+            preference = await asyncio.to_thread(check, files, self._bundle)
+            manifest, name = self._bundle.manifest, preference.name
+            return await self._take_in(preference, files, lambda content: lambda s: added(s, manifest, name, content))
+
+    async def update(self, name: str, files: Files) -> None:
+        """Gives a preference another control. Raises as `add` does."""
+        async with self._lock:
+            await self._catch_up()
+            preference = await asyncio.to_thread(check, files, self._bundle)
+            if preference.name != name:
+                raise RequestError(
+                    "invalid_upload", f"the control is of {preference.name!r}, and {name!r} is to be updated"
+                )
+            manifest = self._bundle.manifest
+            await self._take_in(preference, files, lambda content: lambda s: updated(s, manifest, name, content))
+
+    async def change(self, name: str, fields: Mapping[str, Any]) -> None:
+        """Describes, names otherwise, disables, enables or rolls back. Raises RequestError."""
+        await self._change(lambda state: changed(state, self._bundle.manifest, name, fields))
+
+    async def remove(self, name: str) -> None:
+        """Raises RequestError."""
+        await self._change(lambda state: removed(state, self._bundle.manifest, name))
+
+    async def _change(self, change: Change) -> None:
+        async with self._lock:
+            await self._catch_up()
+            # What is enabled or rolled back to must be in the engine first; the change itself says whether it may be.
+            ready = await self._proved(self._missing(self._effective(change(self._state)), change(self._state)))
+            await self._commit(change, ready)
+
+    async def _take_in(self, preference: Preference, files: Files, adding: Callable[[str], Change]) -> str:
+        content = await asyncio.to_thread(self._store.keep, files)
+        change = adding(content)
+        state = change(self._state)
+        missing = self._missing(self._effective(state), state)
+        limit = self._engine.max_controls
+        if limit is not None and len(list(self._live)) + len(missing) > limit:
+            raise RequestError("no_room", f"the engine has room for {limit} controls; raise --max-cpu-loras")
+        await self._commit(change, await self._proved(missing))
+        return preference.name
+
+    async def _commit(self, change: Change, ready: dict[str, LoadedControl]) -> None:
+        try:
+            state = await asyncio.to_thread(commit, self._bundle, self._store, change)
+        except (RequestError, ServerError):
+            for control in ready.values():
+                self._let_go(control)
+            raise
+        self._stamp = self._store.stamp()
+        await self._serve(state, ready)
+
+    async def _catch_up(self, *, always: bool = False) -> None:
+        stamp = self._store.stamp()
+        if always or stamp != self._stamp:
+            self._stamp = stamp
+            await self._serve(await asyncio.to_thread(self._store.read), {})
+
+    async def _serve(self, state: State, ready: dict[str, LoadedControl]) -> None:
+        """Makes what the state says what is served. What the engine refuses stays as it was, and is reported."""
+        missing = [each for each in self._missing(self._effective(state), state) if each[0].name not in ready]
+        own = [each for each in missing if state.entry(each[0].name).content is None]
+        ready = ready | await self._proved(own)
+        for each in missing:
+            if each in own:
+                continue
+            name = each[0].name
+            try:
+                ready |= await self._proved([each])
+            except ControlRefused as error:
+                _LOGGER.error("%s of the registry is not served: %s", name, error)
+                before = self._state.entries.get(name)
+                unserved = state.entry(name).model_copy(update={"enabled": False})
+                kept = before if self._live.get(name) is not None else unserved
+                state = state.but(name, kept).model_copy(update={"generation": state.generation})
+        self._put(self._effective(state), state, ready)
+
+    def _put(self, manifest: Manifest, state: State, ready: dict[str, LoadedControl]) -> None:
+        names = {preference.name for preference in manifest.preferences}
+        old = [control for control in self._live if control.name not in names or control.name in ready]
+        for control in old:
+            self._live.withdraw(control.name)
+        for control in ready.values():
+            self._live.publish(control)
+        self._live.arrange(preference.name for preference in manifest.preferences)
+        self._state = state
+        self._catalogue.replace(manifest)
+        self._engine.published()
+        for control in old:
+            self._let_go(control)
+
+    def _effective(self, state: State) -> Manifest:
+        return effective(self._bundle.manifest, state, self._store.record)
+
+    def _missing(self, manifest: Manifest, state: State) -> list[tuple[Preference, Path]]:
+        """What the engine does not hold yet, and where it lies."""
+        found = []
+        for preference in manifest.preferences:
+            control = self._live.get(preference.name)
+            if control is None or control.digest != preference.digest:
+                content = state.entry(preference.name).content
+                if content is None:
+                    found.append((preference, self._bundle.path / preference.path))
+                else:
+                    self._store.hold(content)
+                    found.append((preference, self._store.control(content)))
+        return found
+
+    async def _proved(self, missing: Sequence[tuple[Preference, Path]]) -> dict[str, LoadedControl]:
+        """Loads and proves, all or none. Raises ControlRefused."""
+        controls = [(self._live.number(preference, folder), preference) for preference, folder in missing]
+        loaded: list[LoadedControl] = []
+        try:
+            for control, _ in controls:
+                await self._engine.load(control)
+                loaded.append(control)
+            await self._engine.prove(controls)
+        except ServerError:
+            for control in loaded:
+                self._let_go(control)
+            raise
+        return {control.name: control for control, _ in controls}
+
+    def _let_go(self, control: LoadedControl) -> None:
+        async def unload() -> None:
+            await self._engine.unload(control)
+
+        task = asyncio.create_task(unload())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+
+def commit(bundle: Bundle, store: Store, change: Change) -> State:
+    """Has the store make a change, unless what others have changed meanwhile forbids it. Raises RequestError."""
+
+    def checked(state: State) -> State:
+        following = change(state)
+        effective(bundle.manifest, following, store.record)
+        return following
+
+    return store.update(checked)
+
+
+def check(files: Files, bundle: Bundle) -> Preference:
+    """The preference that the files are of, if it may be loaded beside the bundle's. Nothing is written.
+
+    Raises RequestError `invalid_upload` and ControlRefused.
+    """
+    preference = read_record(files, bundle.manifest.model_digest)
+    control = {name: content for name, content in files.items() if name != RECORD}
+    controls = bundle.manifest.controls
+    if not isinstance(controls, LoraControls):
+        check_soft_prompt_files(control, preference, controls, bundle)
+        return preference
+    if preference.first_token_id is not None:
+        raise ControlRefused(preference.name, "it is a soft prompt; the controls of this bundle are LoRA adapters")
+    shared = a_matrices(bundle.path / bundle.manifest.preferences[0].path) if controls.shared_a else {}
+    check_lora_files(preference.name, control, controls, model_shapes(bundle.model_path), shared)
+    return preference

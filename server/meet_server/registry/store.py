@@ -1,0 +1,184 @@
+"""Keeps the state of a registry and the contents of controls in a folder. Knows neither engine nor HTTP.
+
+    state.json              all that was changed, written anew with each change and put in place by one rename
+    contents/DIGEST/        a control and its record, named by content, never altered
+    lock                    held by whoever writes
+
+Durable before a function returns, and safe to share between processes: writers take turns by the lock, readers need
+none. A process that is killed leaves the old state or the new one. Why no SQLite: docs/OPERATING.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from meet_bundle import Preference
+from meet_bundle.bundle import write_atomically
+from meet_server.errors import ServerError
+from meet_server.registry.record import CONTROL, RECORD, ControlRecord, check_whole
+from meet_server.registry.state import FORMAT_VERSION, State
+
+STATE, CONTENTS, LOCK = "state.json", "contents", "lock"
+
+Stamp = tuple[int, int, int] | None
+"""What differs whenever the state does."""
+
+
+def beside(bundle: Path) -> Path:
+    """Where the registry of a bundle is unless a setting says otherwise."""
+    bundle = bundle.absolute()
+    return bundle.with_name(f"{bundle.name}.registry")
+
+
+class Store:
+    """A registry's folder, which is made when something is first written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._held: dict[str, int] = {}  # contents that this process uses, each an open folder with a shared lock
+
+    def read(self) -> State:
+        """The state as it was last committed. Raises ServerError where it cannot be read."""
+        file = self._folder / STATE
+        try:
+            state = State.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            return State()
+        except OSError as error:
+            raise ServerError(f"registry {file} cannot be read: {error.strerror}") from None
+        except ValidationError as error:
+            raise ServerError(f"registry {file} is damaged: {error.errors(include_url=False)[0]['msg']}") from None
+        if state.format_version != FORMAT_VERSION:
+            raise ServerError(f"registry {file}: format_version is {state.format_version}; this reads {FORMAT_VERSION}")
+        return state
+
+    def stamp(self) -> Stamp:
+        """Costs one look at the file system."""
+        try:
+            found = (self._folder / STATE).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def update(self, change: Callable[[State], State]) -> State:
+        """Commits what `change` makes of the state, which may raise, and returns it once it is on disk."""
+        with self._writing():
+            state = change(self.read())
+            write_atomically(self._folder / STATE, (state.model_dump_json(indent=1) + "\n").encode())
+            self._tidy(state)
+        return state
+
+    def keep(self, files: Mapping[str, bytes]) -> str:
+        """Writes a checked content, `preference.json` and the control's files, and returns its name.
+
+        It stays at least as long as this process lives.
+        """
+        name = hashlib.sha256(files[RECORD]).hexdigest()
+        with self._writing():
+            target = self.folder(name)
+            if not target.is_dir():
+                target.parent.mkdir(exist_ok=True)
+                partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+                _write(partial, files)
+                partial.rename(target)
+                _sync(target.parent)
+            self.hold(name)
+        return name
+
+    def folder(self, content: str) -> Path:
+        return self._folder / CONTENTS / content
+
+    def control(self, content: str) -> Path:
+        """The folder of a content's control, as PEFT writes one."""
+        return self.folder(content) / CONTROL
+
+    def record(self, content: str) -> Preference:
+        """The preference that a content is of. Raises ServerError where it is missing or was altered."""
+        folder = self.folder(content)
+        try:
+            raw = (folder / RECORD).read_bytes()
+            record = ControlRecord.model_validate_json(raw)
+        except (OSError, ValidationError):
+            raise ServerError(f"registry content {folder} is missing or damaged") from None
+        if hashlib.sha256(raw).hexdigest() != content:
+            raise ServerError(f"registry content {folder} was altered")
+        return record.preference
+
+    def verify(self, content: str) -> None:
+        """Raises ServerError where a file of a content is not what its record says."""
+        control = self.control(content)
+        preference = self.record(content)
+        files = {file.name: file.read_bytes() for file in sorted(control.iterdir())} if control.is_dir() else {}
+        check_whole(preference, files)
+
+    def hold(self, content: str) -> None:
+        """Keeps a content where it is until this process ends: an engine reads its files again when it likes."""
+        if content not in self._held:
+            handle = os.open(self.folder(content), os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            self._held[content] = handle
+
+    def close(self) -> None:
+        """Lets go of all contents."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise ServerError(f"registry {self._folder} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _tidy(self, state: State) -> None:
+        """Removes contents that nothing names and no process holds, and what killed writers left."""
+        contents = self._folder / CONTENTS
+        for folder in contents.iterdir() if contents.is_dir() else ():
+            if folder.name not in state.contents and _is_free(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.chmod(0o755)
+    (folder / CONTROL).mkdir()
+    for name, content in files.items():
+        with (folder / name if name == RECORD else folder / CONTROL / name).open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync(folder / CONTROL)
+    _sync(folder)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_free(folder: Path) -> bool:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True

@@ -1,0 +1,42 @@
+"""The Kubernetes manifests: what they say to the server is what it understands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from meet_server.http.paths import OPEN
+from meet_server.settings import read_settings
+
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
+
+
+def manifest(name: str) -> Any:
+    return yaml.safe_load((FOLDER / name).read_text())
+
+
+def test_every_file_is_named_and_every_reference_is_met() -> None:
+    kustomization = manifest("kustomization.yaml")
+    resources = {name: manifest(name) for name in kustomization["resources"]}
+    used = {*resources, *kustomization["configMapGenerator"][0]["files"], "kustomization.yaml"}
+    assert used == {path.name for path in FOLDER.iterdir()}
+    spec = resources["deployment.yaml"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+    by_name = {volume["name"]: volume for volume in spec["volumes"]}
+    assert by_name["bundles"]["persistentVolumeClaim"]["claimName"] == resources["volume.yaml"]["metadata"]["name"]
+    assert by_name["settings"]["configMap"]["name"] == kustomization["configMapGenerator"][0]["name"]
+    labels = resources["deployment.yaml"]["spec"]["template"]["metadata"]["labels"]
+    assert resources["service.yaml"]["spec"]["selector"] == labels
+
+
+def test_probes_need_no_key_and_there_is_time_to_stop() -> None:
+    spec = manifest("deployment.yaml")["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    probes = [container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert {probe["path"] for probe in probes} <= OPEN
+    settings = read_settings(FOLDER / "settings.yaml", [], {"bundle": Path("x")})
+    assert settings.drain_delay_s + settings.shutdown_grace_s + 10 < spec["terminationGracePeriodSeconds"]
+    assert settings.drain_delay_s > 2 * container["readinessProbe"]["periodSeconds"]

@@ -1,0 +1,165 @@
+"""Archives that must not come in: too large, not what they say, or made to reach beyond themselves."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+from controls import control_files, renamed, sealed
+
+from meet_bundle import Bundle, open_bundle
+from meet_server.errors import MeetError, RequestError
+from meet_server.registry.changing import check
+from meet_server.registry.record import RECORD, files_in, files_of, pack, unpack
+
+MAX = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def opened(bundle: Path) -> Bundle:
+    return open_bundle(bundle)
+
+
+def archive(*entries: tuple[str | zipfile.ZipInfo, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as file:
+        for name, content in entries:
+            file.writestr(name, content)
+    return buffer.getvalue()
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def encrypted() -> bytes:
+    data = bytearray(archive(("README.md", b"x")))
+    data[6] |= 1  # the flag, in the local header and in the directory
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(data)
+
+
+def lying() -> bytes:
+    """Says that it holds one byte, and holds 4 MB."""
+    data = bytearray(archive(("README.md", b"0" * (4 << 20)), compression=zipfile.ZIP_DEFLATED))
+    data[data.index(b"PK\x01\x02") + 24 : data.index(b"PK\x01\x02") + 28] = (1).to_bytes(4, "little")
+    return bytes(data)
+
+
+def test_there_and_back(opened: Bundle, tmp_path: Path) -> None:
+    files = files_of(opened, "concise")
+    assert unpack(pack(files), MAX) == files
+    assert check(files, opened) == opened.manifest.preference("concise")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert files_in(tmp_path, MAX) == files
+    (tmp_path / "more").symlink_to("/etc/passwd")
+    with pytest.raises(RequestError, match="'more' is a link"):
+        files_in(tmp_path, MAX)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "no zip archive"),
+        (b"PK\x03\x04nonsense", "no zip archive"),
+        (archive(("../meet.json", b"x")), "holds '../meet.json'"),
+        (archive(("/etc/passwd", b"x")), "holds '/etc/passwd'"),
+        (archive(("control\\..\\x", b"x")), "and no folders"),
+        (archive(("controls/README.md", b"x")), "and no folders"),
+        (archive(("adapter_model.bin", b"x")), "holds 'adapter_model.bin'"),
+        (archive(("adapter_model.pt", b"x")), "holds 'adapter_model.pt'"),
+        (archive(("README.md?.safetensors", b"x")).replace(b"md?", b"md\x00"), "holds"),
+        (archive((link("README.md"), b"/etc/passwd")), "is a link"),
+        (archive(("adapter_model.safetensors", b"0" * (2 << 20)), compression=zipfile.ZIP_DEFLATED), "are allowed"),
+        (archive(("README.md", b"0" * (8 << 20)), compression=zipfile.ZIP_DEFLATED), "are allowed"),
+        (encrypted(), "is encrypted"),
+        (lying(), "cannot come in"),
+    ],
+)
+def test_archives_that_are_refused(data: bytes, words: str) -> None:
+    with pytest.raises(RequestError, match="the control cannot come in") as caught:
+        unpack(data, MAX)
+    assert words in caught.value.message
+    assert caught.value.code == "invalid_upload"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_the_same_name_twice() -> None:
+    with pytest.raises(RequestError, match="twice"):
+        unpack(archive(("README.md", b"x"), ("README.md", b"y")), MAX)
+
+
+def test_a_bomb_is_not_unpacked(opened: Bundle) -> None:
+    import tracemalloc
+
+    bomb = archive(("adapter_model.safetensors", bytes(200 << 20)), compression=zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="209715200 bytes; 1048576 are allowed"):
+        unpack(bomb, MAX)
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def altered(opened: Bundle, name: str, content: bytes) -> dict[str, bytes]:
+    """A control with another file, and a record that agrees with it."""
+    files = {**control_files(opened, "concise"), name: content}
+    return sealed(opened.manifest.preference("concise"), files, opened.manifest.model_digest)
+
+
+def test_what_was_trained_for_another_model_or_altered_since(opened: Bundle) -> None:
+    files = control_files(opened, "concise")
+    with pytest.raises(RequestError, match="was trained for the model 0000"):
+        check(sealed(opened.manifest.preference("concise"), files, "0" * 64), opened)
+    with pytest.raises(RequestError, match="its files have the digest"):
+        check({**files_of(opened, "concise"), "README.md": b"more"}, opened)
+    with pytest.raises(RequestError, match=f"it has no {RECORD}"):
+        check(files, opened)
+    with pytest.raises(RequestError, match=r"preference\.json: preference\.name: Value error"):
+        check({**files, RECORD: files_of(opened, "concise")[RECORD].replace(b'"concise"', b'"a b"')}, opened)
+    for nonsense in (b"", b"\xff", b"[" * 10_000, b"null"):
+        with pytest.raises(RequestError, match=RECORD):
+            check({**files, RECORD: nonsense}, opened)
+
+
+def test_tensors_that_do_not_fit(opened: Bundle) -> None:
+    import torch
+    from safetensors.torch import load, save
+
+    good = load(control_files(opened, "concise")["adapter_model.safetensors"])
+    first_a = next(name for name in good if "lora_A" in name)
+    first_b = next(name for name in good if "lora_B" in name)
+    wrong = {
+        "is not the A that all": {**good, first_a: good[first_a] + 1},
+        "has shape": {**good, first_b: good[first_b][:, :4].contiguous()},
+        "belongs to no layer": {**good, "base_model.model.extra": torch.zeros(1)},
+        "tensors are missing": {name: tensor for name, tensor in good.items() if name != first_b},
+        "is F64": {**good, first_b: good[first_b].double()},
+    }
+    for words, tensors in wrong.items():
+        with pytest.raises(MeetError, match=words):
+            check(altered(opened, "adapter_model.safetensors", save(tensors)), opened)
+    for nonsense in (b"", b"\x80\x04pickle", b"\xff" * 64, (1 << 60).to_bytes(8, "little") + b"{}"):
+        with pytest.raises(MeetError, match="is no safetensors file"):
+            check(altered(opened, "adapter_model.safetensors", nonsense), opened)
+
+
+def test_configurations_that_cannot_be_served(opened: Bundle) -> None:
+    config = json.loads(control_files(opened, "concise")["adapter_config.json"])
+    for field, value in (("r", 64), ("use_dora", True), ("lora_alpha", 1), ("target_modules", ["q_proj"])):
+        with pytest.raises(MeetError, match=field):
+            check(altered(opened, "adapter_config.json", json.dumps({**config, field: value}).encode()), opened)
+    for nonsense in (b"", b"[]", b"[" * 10_000):
+        with pytest.raises(MeetError, match=r"adapter_config\.json"):
+            check(altered(opened, "adapter_config.json", nonsense), opened)
+
+
+def test_a_soft_prompt_among_adapters(opened: Bundle) -> None:
+    with pytest.raises(MeetError, match="it is a soft prompt"):
+        check(renamed(opened, "concise", "other", first_token_id=7), opened)

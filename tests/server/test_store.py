@@ -1,0 +1,105 @@
+"""The registry on disk: durable, shared between processes, and whole whenever a process is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from example_manifest import manifest
+from registry_writers import control
+
+from meet_server.errors import MeetError, ServerError
+from meet_server.registry.state import State, added, changed, removed, updated
+from meet_server.registry.store import Store, beside
+
+BUNDLE = manifest()
+
+
+def test_nothing_is_written_before_something_changes(tmp_path: Path) -> None:
+    store = Store(tmp_path / "registry")
+    assert (store.read(), store.stamp()) == (State(), None)
+    assert not (tmp_path / "registry").exists()
+    assert beside(tmp_path / "demo") == tmp_path / "demo.registry"
+
+
+def test_kept_committed_and_read_by_another(tmp_path: Path) -> None:
+    store, other = Store(tmp_path), Store(tmp_path)
+    content = store.keep(control("polite", "a"))
+    before = other.stamp()
+    state = store.update(lambda s: added(s, BUNDLE, "polite", content))
+    assert other.stamp() != before
+    assert other.read() == state
+    assert other.record(content).description == "a"
+    other.verify(content)
+    assert sorted(path.name for path in store.control(content).iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+
+
+def test_a_change_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    state = store.update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))
+    with pytest.raises(MeetError):
+        store.update(lambda s: updated(s, BUNDLE, "none", "0" * 64))
+    assert store.read() == state
+
+
+def test_contents_stay_while_they_are_named_or_held(tmp_path: Path) -> None:
+    writer, server = Store(tmp_path), Store(tmp_path)
+    content = writer.keep(control("polite", "a"))
+    writer.update(lambda s: added(s, BUNDLE, "polite", content))
+    writer.close()
+    server.hold(content)  # an engine reads its files again when it likes
+    writer.update(lambda s: removed(s, BUNDLE, "polite"))
+    writer.verify(content)
+    server.close()
+    writer.update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))
+    assert not writer.folder(content).exists()
+
+
+@pytest.mark.parametrize("damage", ["{", '{"format_version": 2}', '{"entries": {"a": 1}}'])
+def test_a_state_that_cannot_be_read_is_one_line(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "state.json").write_text(damage)
+    with pytest.raises(ServerError) as caught:
+        Store(tmp_path).read()
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_altered_contents_are_seen(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    content = store.keep(control("polite", "a"))
+    weights = store.control(content) / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(MeetError, match="digest"):
+        store.verify(content)
+    (store.folder(content) / "preference.json").write_bytes(control("polite", "b")["preference.json"])
+    with pytest.raises(ServerError, match="was altered"):
+        store.record(content)
+
+
+WRITERS = Path(__file__).with_name("registry_writers.py")
+
+
+def run_writers(job: str, folder: Path) -> dict[str, int]:
+    """Processes are forked, and killed, by one that has no threads."""
+    done = subprocess.run(
+        [sys.executable, str(WRITERS), job, str(folder)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    figures: dict[str, int] = json.loads(done.stdout)
+    return figures
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    assert run_writers("turns", tmp_path) == {"processes": 4, "changes": 60}
+
+
+def test_200_kills_lose_nothing_and_leave_nothing_half_written(tmp_path: Path) -> None:
+    figures = run_writers("kills", tmp_path)
+    assert (figures["kills"], figures["lost"], figures["half_written"]) == (200, 0, 0)
+    assert figures["acknowledged"] > 200

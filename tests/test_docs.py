@@ -1,0 +1,45 @@
+"""The documentation: its reference is fresh, its links lead somewhere, its navigation has every page."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def test_the_reference_is_what_the_code_says(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "requirements" / "docs_reference.py"), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name in ("commands.md", "configuration.md"):
+        written = (ROOT / "docs" / "reference" / name).read_text()
+        assert written == (tmp_path / name).read_text(), f"docs/reference/{name} is stale: `make docs`"
+
+
+def test_every_relative_link_leads_to_a_file() -> None:
+    dead = [
+        f"{page.relative_to(ROOT)}: {link}"
+        for page in [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+        if "://" not in link and not link.startswith("mailto:") and not (page.parent / link).exists()
+    ]
+    assert dead == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = set(re.findall(r"[\w/]+\.md", str(yaml.safe_load(text)["nav"])))
+    assert named == {page.relative_to(ROOT / "docs").as_posix() for page in PAGES}
+
+
+def test_every_included_file_is_there() -> None:
+    included = [name for page in PAGES for name in re.findall(r'--8<-- "([^"]+)"', page.read_text())]
+    assert len(included) >= 7
+    assert [name for name in included if not (ROOT / name).is_file()] == []

@@ -1,0 +1,148 @@
+"""Figures of a comparison on results made by hand, against values derived by hand: who is ahead, and who is not."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from meet_training.evaluation.log_odds import Score
+from meet_training.evaluation.replies import Reply
+from meet_training.rivals.figures import by_prompt
+from meet_training.rivals.intervals import difference, over_prompts_and_seeds
+from meet_training.rivals.measuring import Cost, Measured, together
+from meet_training.rivals.rival import Point
+from meet_training.rivals.standing import Outcome, Standing, beside, share, standings
+
+PAIR = [("short", "long")]
+
+
+def measured(
+    short: list[float],
+    long: list[float],
+    *,
+    lift: float = 0.0,
+    neutral: tuple[float, int] = (-10.0, 10),
+    finished: bool = True,
+) -> Measured:
+    """Values under both preferences; each prefers its own given reply by `lift` nats a token, of 4 tokens each."""
+    num = len(short)
+    own, other = [Score(-4.0, 4)] * num, [Score(-4.0 - 4 * lift, 4)] * num
+    replies = [Reply("word", finished, 1)] * num
+    return Measured(
+        replies={"short": replies, "long": replies},
+        values={"short": short, "long": long},
+        scores={"short": {"short": own, "long": other}, "long": {"short": other, "long": own}},
+        neutral=[Score(*neutral)] * num,
+    )
+
+
+def outcome(name: str, *by_seed: Measured) -> Outcome:
+    return Outcome(name, name, Point(), {Point(): by_seed[0]}, by_seed)
+
+
+class TestFiguresOfAPrompt:
+    def test_holds_where_the_second_of_the_order_has_more(self) -> None:
+        found = by_prompt(measured([1, 5, 3], [2, 4, 3]), PAIR, slice(None))
+        assert found.holds.tolist() == [1, 0, 0]  # a tie does not hold
+        assert found.quality == (pytest.approx(1 / 3), 0.0)
+
+    def test_log_odds_are_the_mean_of_both_sides_in_nats_a_token(self) -> None:
+        found = by_prompt(measured([1.0], [2.0], lift=0.25), PAIR, slice(None))
+        assert found.log_odds.tolist() == [0.25]
+
+    def test_rows_of_the_other_part_do_not_count(self) -> None:
+        found = by_prompt(measured([9, 1, 1], [1, 2, 2]), PAIR, slice(1, None))
+        assert found.holds.tolist() == [1, 1]
+
+    def test_of_four_levels_every_two_count(self) -> None:
+        pairs = [(a, b) for i, a in enumerate("abcd") for b in "abcd"[i + 1 :]]
+        same = {x: {y: [Score(-1.0, 1)] for y in "abcd"} for x in "abcd"}
+        values = {"a": [1.0], "b": [2.0], "c": [4.0], "d": [3.0]}
+        each = Measured({x: [Reply("x", True, 1)] for x in "abcd"}, values, same, [])
+        assert by_prompt(each, pairs, slice(None)).holds.tolist() == [pytest.approx(5 / 6)]  # c and d are swapped
+
+    def test_models_of_one_rival_are_put_together(self) -> None:
+        both = measured([1.0], [2.0], neutral=(-3.0, 2))
+        one = Measured(
+            {"short": both.replies["short"]},
+            {"short": [1.0]},
+            {"short": both.scores["short"]},
+            both.neutral,
+            Cost(1, 2, 3.0, 4),
+        )
+        other = Measured(
+            {"long": both.replies["long"]},
+            {"long": [2.0]},
+            {"long": both.scores["long"]},
+            both.neutral,
+            Cost(1, 2, 3.0, 4),
+        )
+        found = together([one, other])
+        assert (found.values, found.scores) == (both.values, both.scores)
+        assert found.neutral == [Score(-6.0, 4)]
+        assert found.cost == Cost(2, 4, 6.0, 8)
+
+
+class TestIntervals:
+    def test_hold_the_truth_at_their_rate(self) -> None:
+        generator = np.random.default_rng(5)
+        num = 300
+        # Seeds differ little, prompts much, as they do: the truth of each simulation is 0.
+        samples = generator.normal(0, 1, (num, 1, 40)) + generator.normal(0, 0.02, (num, 3, 1))
+        covered = np.mean([(e := over_prompts_and_seeds(each)).low <= 0 <= e.high for each in samples])
+        assert 0.91 <= covered <= 0.98
+
+    def test_prompts_stay_paired(self) -> None:
+        easy_and_hard = np.array([[0.0, 10.0, 20.0, 30.0]])
+        by = difference(easy_and_hard + 1, easy_and_hard)
+        assert (by.value, by.low, by.high) == (1, 1, 1)
+
+    def test_seeds_that_disagree_widen_them(self) -> None:
+        agree = over_prompts_and_seeds([[0.5] * 10] * 3)
+        disagree = over_prompts_and_seeds([[0.0] * 10, [0.5] * 10, [1.0] * 10])
+        assert (agree.low, agree.high) == (0.5, 0.5)
+        assert disagree.low < 0.2
+        assert disagree.high > 0.8
+
+    def test_other_prompts_cannot_be_compared(self) -> None:
+        with pytest.raises(ValueError, match="3 prompts on one side and 2 on the other"):
+            difference([[1.0] * 3], [[1.0] * 2])
+
+    def test_of_a_share_that_is_all_they_are_wilsons(self) -> None:
+        whole = share(np.ones((3, 20)))
+        assert (whole.value, whole.high) == (1, 1)
+        assert whole.low == pytest.approx(20 / (20 + 3.841459), abs=1e-6)  # as of 20 prompts, not of 60
+
+
+class TestWhoIsAhead:
+    def test_beyond_the_interval_and_not(self) -> None:
+        low, high = np.zeros((3, 20)), np.ones((3, 20))
+        half = np.tile([0.0, 1.0], (3, 10))
+        assert beside(high, low).standing == Standing.AHEAD
+        assert beside(low, high).standing == Standing.BEHIND
+        assert beside(half, 1 - half).standing == Standing.LEVEL
+        one_more = half.copy()
+        one_more[:, 0] = 1  # one prompt of twenty decides nothing
+        assert beside(one_more, half).standing == Standing.LEVEL
+
+    def test_a_table_of_three(self) -> None:
+        n = 20
+        good = outcome("good", *[measured([1.0] * n, [2.0] * n, lift=0.5) for _ in range(3)])
+        bad = outcome("bad", *[measured([2.0] * n, [1.0] * n, lift=0.1, neutral=(-20.0, 10)) for _ in range(3)])
+        alike = outcome("alike", measured([1.0] * n, [2.0] * n, lift=0.5, finished=False))
+        base = measured([1.0] * n, [1.0] * n)
+        rows = {row.name: row for row in standings([good, bad, alike], base, PAIR, slice(None))}
+        assert {name: row.holds.value for name, row in rows.items()} == {"good": 1, "bad": 0, "alike": 1}
+        assert rows["good"].log_odds.value == pytest.approx(0.5)
+        assert rows["good"].beside["bad"]["holds"].standing == Standing.AHEAD
+        assert rows["bad"].beside["good"]["log_odds"].standing == Standing.BEHIND
+        assert rows["bad"].beside["good"]["log_odds"].difference.value == pytest.approx(-0.4)
+        assert rows["good"].beside["alike"]["holds"].standing == Standing.LEVEL
+        # A nat a token more than the base's: e times its perplexity.
+        assert rows["bad"].perplexity_ratio is not None
+        assert rows["bad"].perplexity_ratio.value == pytest.approx(math.e)
+        assert (rows["good"].broken, rows["alike"].broken) == (0, 1)
+        assert rows["good"].medians == {"short": 1, "long": 2}
+        assert (rows["good"].num_seeds, rows["alike"].num_seeds) == (3, 1)

@@ -1,0 +1,126 @@
+"""Decoding, scoring and judging on the tiny model, beside plain transformers and values derived by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from meet_training.controls.lora import LoraTuning
+from meet_training.controls.soft_prompt import SoftPromptTuning
+from meet_training.controls_config import LoraConfig, SoftPromptConfig
+from meet_training.rivals.classifier import PreferenceClassifier
+from meet_training.rivals.decoding import Asked, DecodingConfig, greedy, penalised
+from meet_training.rivals.measuring import Tuned, replies_of, scores_of
+from meet_training.rivals.no_controls import NoControls
+from meet_training.rivals.rendering import AsItIs, TextToken
+
+PROMPTS = ((5, 9, 30, 31), (7,), (40, 41, 42, 43, 44, 45, 46))
+NONE = NoControls(())
+MESSAGES = [{"role": "user", "content": "Why?"}]
+
+
+def decoding(*, eos_id: int = 2, penalty: float = 1.0) -> DecodingConfig:
+    return DecodingConfig(eos_id=eos_id, pad_id=0, max_tokens=8, repetition_penalty=penalty)
+
+
+@pytest.fixture
+def model(tiny_base: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def tokenizer(tiny_base: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_base)
+
+
+def generated(model: Any, prompt: tuple[int, ...], penalty: float) -> tuple[int, ...]:
+    """What transformers itself says."""
+    model.set_attn_implementation("sdpa")
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=8,
+        do_sample=False,
+        repetition_penalty=penalty,
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+class TestDecoding:
+    @pytest.mark.parametrize("penalty", [1.0, 1.5])
+    def test_equals_transformers_though_prompts_differ_in_length(self, model: Any, penalty: float) -> None:
+        expected = [generated(model, prompt, penalty) for prompt in PROMPTS]
+        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(eos_id=-1, penalty=penalty))
+        assert model.config._attn_implementation == "meet_decoding"
+        assert found == expected
+
+    def test_a_reply_ends_with_its_end_of_turn_and_others_go_on(self, model: Any) -> None:
+        whole = [generated(model, prompt, 1.5) for prompt in PROMPTS]
+        eos = whole[0][2]
+        expected = [reply[: reply.index(eos) + 1] if eos in reply else reply for reply in whole]
+        assert len({len(reply) for reply in expected}) > 1
+        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(eos_id=eos, penalty=1.5))
+        assert found == expected
+
+    def test_a_batch_of_several_controls_equals_each_alone(self, model: Any) -> None:
+        controls = LoraTuning(model, ("a", "b"), LoraConfig(rank=2), seed=0)
+        torch.manual_seed(0)
+        for parameter in (p for k in (0, 1) for p in controls.parameters_of(k)):
+            parameter.data.normal_(std=0.5)
+        asked = [Asked(prompt, control) for control in (-1, 0, 1) for prompt in PROMPTS]
+        together = greedy(model, controls, asked, decoding(eos_id=-1))
+        assert together == [greedy(model, controls, [one], decoding(eos_id=-1))[0] for one in asked]
+        assert len(set(together)) == len(together)
+
+    def test_a_soft_prompt_that_is_a_text_says_what_the_text_does(self, model: Any, tokenizer: Any) -> None:
+        text = "Well: "
+        ids = tuple(tokenizer(text)["input_ids"])
+        expected = greedy(model, NONE, [Asked(prompt + ids, -1) for prompt in PROMPTS], decoding(eos_id=-1))
+        config = SoftPromptConfig(num_virtual_tokens=len(ids), placement="after_prompt", start="text")
+        controls = SoftPromptTuning(model, ("a",), config, 0, tokenizer, {"a": text})
+        found = greedy(model, controls, [Asked(prompt, 0) for prompt in PROMPTS], decoding(eos_id=-1))
+        assert found == expected
+
+    def test_the_penalty_by_hand(self) -> None:
+        logits, seen = torch.tensor([[2.0, -2.0, 3.0]]), torch.tensor([[True, True, False]])
+        assert penalised(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
+
+
+class TestScores:
+    def test_are_log_probabilities_without_the_end_of_turn(self, model: Any, tokenizer: Any) -> None:
+        tuned = Tuned(model, NONE, TextToken("As {preference}:\n"), tokenizer, torch.float32).ready()
+        given = [(MESSAGES, "Rain."), (MESSAGES, "It has rained for long.")]
+        for (_, reply), score in zip(given, scores_of(tuned, given, "short", decoding()), strict=True):
+            prompt = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nAs short:\n"
+            before, after = (tokenizer(text)["input_ids"] for text in (prompt, reply))
+            model.set_attn_implementation("sdpa")
+            with torch.no_grad():
+                logprobs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+            by_hand = sum(float(logprobs[len(before) + i - 1, token]) for i, token in enumerate(after))
+            assert score.logprob == pytest.approx(by_hand, abs=1e-3)
+            assert score.num_tokens == len(reply)
+
+    def test_a_reply_that_was_cut_is_not_finished(self, model: Any, tokenizer: Any) -> None:
+        tuned = Tuned(model, NONE, AsItIs(), tokenizer, torch.float32).ready()
+        ((reply,),) = replies_of(tuned, [MESSAGES], [None], decoding(eos_id=-1))
+        assert (reply.finished, reply.num_tokens) == (False, 8)
+
+
+class TestClassifier:
+    def test_learns_from_pairs_and_is_right_on_others(self, model: Any, tokenizer: Any) -> None:
+        good = [f"{word} zzz zz" for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
+        bad = [text.replace("z", "q") for text in good]
+        classifier = PreferenceClassifier(model, tokenizer)
+        assert classifier.accuracy(good, bad).share == 0  # nothing learned, nothing told apart
+        classifier.train(good[:5], bad[:5], weight_decay=0.01)
+        accuracy = classifier.accuracy(good[5:], bad[5:])
+        assert (accuracy.share, accuracy.num_prompts) == (1, 3)
+        assert classifier.measure("nine zzz zz") > classifier.measure("nine qqq qq")
+        assert classifier.measure(" ") == 0

@@ -1,0 +1,101 @@
+"""The whole comparison on one screen: every rival searches its learning rate, is trained with every seed, and is
+measured; what is complete is compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from meet_training.errors import TrainingError
+from meet_training.rivals.compare_config import CompareConfig
+from meet_training.rivals.figures import ByPrompt, by_prompt
+from meet_training.rivals.measuring import Measured, together
+from meet_training.rivals.registry import chosen
+from meet_training.rivals.rival import Point, Rival
+from meet_training.rivals.setting import Setting
+from meet_training.rivals.standing import Outcome
+from meet_training.rivals.trials import MeasuredFile, Tell, Trials
+
+RESULTS_FILE = "trials.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """How many results a run added, and in how many seconds."""
+
+    num_new: int
+    seconds: float
+
+
+class Comparison:
+    """One comparison: `run` gets what is missing, `outcomes` says what is complete."""
+
+    def __init__(self, config: CompareConfig, tell: Tell, on_step: Callable[[str], None] | None = None) -> None:
+        """Raises TrainingError where a rival, the base or the data cannot be used."""
+        self.rivals = chosen(config.rivals)
+        if config.beside not in [rival.name for rival in self.rivals]:
+            names = ", ".join(rival.name for rival in self.rivals)
+            raise TrainingError(f"beside: {config.beside!r} does not take part; {names} do")
+        self.config = config
+        self.setting = Setting(config, on_step)
+        self.trials = Trials(self.setting, MeasuredFile(config.output / RESULTS_FILE), tell)
+
+    def run(self, only: Sequence[str] = ()) -> Spent:
+        """Trains and measures what is not there yet, of these rivals or of all."""
+        begun, num_before = time.monotonic(), len(self.trials.kept)
+        self.trials.base()
+        for rival in chosen(only or self.config.rivals):
+            points = rival.points(self.config)
+            first = self.config.seeds[0]
+            best = self._best(points, [self._result(rival, point, first) for point in points])
+            for seed in self._seeds(rival)[1:]:
+                self._result(rival, best, seed)
+        return Spent(len(self.trials.kept) - num_before, time.monotonic() - begun)
+
+    def outcomes(self) -> list[Outcome]:
+        """Every rival of which nothing is missing."""
+        return [outcome for rival in self.rivals if (outcome := self._outcome(rival)) is not None]
+
+    def _outcome(self, rival: Rival) -> Outcome | None:
+        points = rival.points(self.config)
+        searched = [self._known(rival, point, self.config.seeds[0]) for point in points]
+        if None in searched:
+            return None
+        best = self._best(points, [each for each in searched if each is not None])
+        by_seed = [self._known(rival, best, seed) for seed in self._seeds(rival)]
+        if None in by_seed:
+            return None
+        return Outcome(
+            rival.name,
+            rival.what,
+            best,
+            dict(zip(points, [each for each in searched if each is not None], strict=True)),
+            [each for each in by_seed if each is not None],
+        )
+
+    def _best(self, points: Sequence[Point], results: Sequence[Measured]) -> Point:
+        """The point of the best result on the prompts that are kept for it; of equals the first."""
+        rows = self.setting.tuning_rows
+        qualities = [self._figures(result, rows).quality for result in results]
+        return points[qualities.index(max(qualities))]
+
+    def _figures(self, result: Measured, rows: slice) -> ByPrompt:
+        return by_prompt(result, self.setting.pairs, rows)
+
+    def _seeds(self, rival: Rival) -> tuple[int, ...]:
+        """One for a rival that nothing is drawn for."""
+        trained = any(job.training is not None for job in rival.jobs(self.config, rival.points(self.config)[0]))
+        return self.config.seeds if trained else self.config.seeds[:1]
+
+    def _result(self, rival: Rival, point: Point, seed: int) -> Measured:
+        jobs = rival.jobs(self.config, point)
+        parts = []
+        for job in jobs:
+            own = f" {job.preferences[0]}" if len(jobs) > 1 else ""
+            parts.append(self.trials.result(job, seed, f"{rival.name}{own} {point}, seed {seed}"))
+        return together(parts)
+
+    def _known(self, rival: Rival, point: Point, seed: int) -> Measured | None:
+        parts = [self.trials.known(job, seed) for job in rival.jobs(self.config, point)]
+        return None if None in parts else together([part for part in parts if part is not None])

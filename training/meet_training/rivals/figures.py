@@ -1,0 +1,91 @@
+"""From what was measured to figures a prompt: how often attributes are in order, and how far sides are preferred. Pure.
+
+For every two preferences of an axis, of which the second is to have more of the attribute:
+
+- *holds*: whether the second's reply has;
+- *log-odds*: half of (ln p(y1 | 1) - ln p(y1 | 2)) / |y1| + (ln p(y2 | 2) - ln p(y2 | 1)) / |y2|, in nats a token, y1
+  and y2 being given replies of each. It is the mean of what `meet eval` calls log-odds over both controls: what it
+  takes as its reference cancels out, so that models without an uncontrolled state have it too.
+
+A prompt's figure is the mean over these pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from meet_training.evaluation.bootstrap import Array
+from meet_training.evaluation.log_odds import Scored
+from meet_training.evaluation.side_effects import broken
+from meet_training.rivals.compare_config import CompareConfig
+from meet_training.rivals.measuring import Measured
+
+Ordered = tuple[str, str]
+"""Two preferences of an axis, the one that is to have less of its attribute first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByPrompt:
+    """Figures of one training on some rows, (N,) each."""
+
+    holds: Array
+    log_odds: Array
+
+    @property
+    def quality(self) -> tuple[float, float]:
+        """What a learning rate is chosen by: how often it holds; of equals, log-odds."""
+        return float(self.holds.mean()), float(self.log_odds.mean())
+
+
+def ordered_pairs(config: CompareConfig) -> list[Ordered]:
+    """Every two preferences of every axis."""
+    return [pair for axis in config.axes.values() for pair in combinations(axis.order, 2)]
+
+
+def sides(config: CompareConfig) -> dict[str, tuple[str, ...]]:
+    """Whose given replies are scored under a preference: all of its axis."""
+    return {label: config.axis_of(label).order for label in config.preferences}
+
+
+def by_prompt(measured: Measured, pairs: Sequence[Ordered], rows: slice) -> ByPrompt:
+    """The figures on a part of the rows."""
+    return ByPrompt(
+        np.array([_holds(measured, pair, rows) for pair in pairs], dtype=np.float64).mean(axis=0),
+        np.array([list(_log_odds(measured, pair, rows)) for pair in pairs], dtype=np.float64).mean(axis=0),
+    )
+
+
+def broken_share(measured: Measured, rows: slice) -> float:
+    """Share of all replies that were cut off or repeat themselves."""
+    replies = [reply for given in measured.replies.values() for reply in given[rows]]
+    return sum(map(broken, replies)) / len(replies)
+
+
+def neutral_rows(measured: Measured, base: Measured) -> Array:
+    """Log-probability and tokens of each neutral reply, of the rival and of the base, (N, 4)."""
+    pairs = zip(measured.neutral, base.neutral, strict=True)
+    return np.array([(a.logprob, a.num_tokens, b.logprob, b.num_tokens) for a, b in pairs], dtype=np.float64)
+
+
+def perplexity_ratios(drawn: Array) -> Array:
+    """The rival's perplexity over the base's, (R, S, N, 4) -> (R,). 1.03 is 3% worse."""
+    logprob, num, base_logprob, base_num = np.moveaxis(drawn.sum(axis=(1, 2)), -1, 0)
+    ratios: Array = np.exp(base_logprob / base_num - logprob / num)
+    return ratios
+
+
+def _holds(measured: Measured, pair: Ordered, rows: slice) -> list[bool]:
+    less, more = (measured.values[name][rows] for name in pair)
+    return [a < b for a, b in zip(less, more, strict=True)]
+
+
+def _log_odds(measured: Measured, pair: Ordered, rows: slice) -> Iterator[float]:
+    lifts = []
+    for own, other in (pair, pair[::-1]):
+        under_own, under_other = measured.scores[own][own][rows], measured.scores[other][own][rows]
+        lifts.append([Scored(a, b).lift for a, b in zip(under_own, under_other, strict=True)])
+    return (sum(both) / 2 for both in zip(*lifts, strict=True))

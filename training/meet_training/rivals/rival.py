@@ -1,0 +1,106 @@
+"""What a rival is: the models that it trains, and how each is asked. Knows no torch and trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meet_training.rivals.compare_config import CompareConfig
+from meet_training.rivals.rendering import Rendering
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of the search: a multiple of the usual learning rates, and beta where the objective has one."""
+
+    factor: float = 1.0
+    beta: float | None = None
+
+    def __str__(self) -> str:
+        return f"x{self.factor:g}" if self.beta is None else f"x{self.factor:g}, beta {self.beta:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One model of a rival.
+
+    `preferences` are those that it is trained on and asked for; `training` the fields of a `TrainConfig` that say how,
+    or None where the base is taken as it is; `controls` whether it has a control for each preference.
+    """
+
+    preferences: tuple[str, ...]
+    rendering: Rendering
+    training: Mapping[str, Any] | None
+    controls: bool = False
+
+
+Jobs = Callable[[CompareConfig, Point], list[Job]]
+Points = Callable[[CompareConfig], list[Point]]
+
+
+def by_rate(config: CompareConfig) -> list[Point]:
+    """One point for each learning rate."""
+    return [Point(factor) for factor in config.tuning.rate_factors]
+
+
+def by_rate_and_beta(config: CompareConfig) -> list[Point]:
+    """One point for each learning rate under each beta."""
+    return [Point(factor, beta) for beta in config.tuning.betas for factor in config.tuning.rate_factors]
+
+
+def as_it_is(config: CompareConfig) -> list[Point]:  # noqa: ARG001
+    """Nothing is trained, so there is nothing to choose."""
+    return [Point()]
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A way to get one model, or several, to answer as preferred."""
+
+    name: str
+    what: str
+    jobs: Jobs
+    points: Points = by_rate
+
+
+def all_preferences(config: CompareConfig) -> tuple[str, ...]:
+    """In the order of the configuration."""
+    return tuple(config.preferences)
+
+
+def stages(
+    config: CompareConfig,
+    factor: float,
+    *,
+    epochs: tuple[float, float],
+    stage1_rate: float | None = None,
+    model_rate: float | None = None,
+    control_rate: float | None = None,
+    **stage2: Any,
+) -> dict[str, Any]:
+    """Fields of a `TrainConfig` for so many epochs of each stage; every learning rate is multiplied by `factor`."""
+
+    def times(rate: float | None) -> float | None:
+        return None if rate is None else rate * factor
+
+    size = {"batch_size": config.budget.batch_size}
+    return {
+        "stage1": {"epochs": epochs[0], "learning_rate": times(stage1_rate), **size},
+        "stage2": {
+            "epochs": epochs[1],
+            "learning_rate": times(model_rate),
+            "control_learning_rate": times(control_rate),
+            **size,
+            **stage2,
+        },
+    }
+
+
+def instructions(config: CompareConfig) -> dict[str, str]:
+    """The sentence that asks a plain model for each preference."""
+    return {label: str(said.instruction) for label, said in config.preferences.items()}
+
+
+def by_name(rivals: Sequence[Rival]) -> dict[str, Rival]:
+    return {rival.name: rival for rival in rivals}

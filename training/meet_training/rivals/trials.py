@@ -1,0 +1,195 @@
+"""Trains and measures one model of a rival at a time, and keeps what came of it.
+
+Every result is a line of one file as soon as it is there, and a training that is cut goes on from its checkpoint: a
+comparison may be run in pieces.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from meet_training.callbacks import Callback
+from meet_training.controls.control import ControlSet
+from meet_training.controls.lora import target_layers
+from meet_training.data.records import RecordFile
+from meet_training.evaluation.log_odds import Score
+from meet_training.evaluation.replies import Reply
+from meet_training.rivals.measuring import Cost, Given, Measured, Tuned, measure, replies_of, scores_of
+from meet_training.rivals.no_controls import NoControls
+from meet_training.rivals.rendering import AsItIs
+from meet_training.rivals.rival import Job
+from meet_training.rivals.rival_run import RivalRun, train_config
+from meet_training.rivals.setting import Setting
+from meet_training.stages.optimise import TrainProgress
+
+Tell = Callable[[str, int, int, str], None]
+"""What is being done, how much of it is done, how much there is, and what else there is to say."""
+
+BASE = "base"
+
+DECIDES_NOTHING = {"output", "data", "checkpoint_every_s", "trackers", "log_folder"}
+"""Fields of a `TrainConfig` that no result depends on; of the data there is a digest."""
+
+
+class MeasuredFile(RecordFile[Measured]):
+    """What was measured by key, one line a model."""
+
+    what = "result"
+
+    def read(self, fields: dict[str, Any]) -> Measured:
+        """The result of a line."""
+        return Measured(
+            {name: [Reply(**each) for each in given] for name, given in fields["replies"].items()},
+            fields["values"],
+            {
+                name: {side: [Score(*each) for each in given] for side, given in by_side.items()}
+                for name, by_side in fields["scores"].items()
+            },
+            [Score(*each) for each in fields["neutral"]],
+            Cost(**fields["cost"]),
+        )
+
+    def write(self, record: Measured) -> Mapping[str, Any]:
+        """The fields of a line."""
+        return {
+            "cost": asdict(record.cost),
+            "replies": {name: [asdict(each) for each in given] for name, given in record.replies.items()},
+            "values": record.values,
+            "scores": {
+                name: {side: [_pair(each) for each in given] for side, given in by_side.items()}
+                for name, by_side in record.scores.items()
+            },
+            "neutral": [_pair(each) for each in record.neutral],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Results of one setting, those that are kept and those that are still to be had."""
+
+    setting: Setting
+    kept: MeasuredFile
+    tell: Tell
+
+    def known(self, job: Job, seed: int) -> Measured | None:
+        """What is kept of a model."""
+        return self.kept.get(self.key(job, seed))
+
+    def result(self, job: Job, seed: int, name: str) -> Measured:
+        """What is kept of a model, or else it is trained and measured now. `name` is what messages call it."""
+        if (known := self.known(job, seed)) is not None:
+            return known
+        tuned, cost = self._taken(job) if job.training is None else self._trained(job, seed, name)
+        setting = self.setting
+        found = measure(
+            tuned.ready(),
+            job.preferences,
+            setting.sides,
+            [*setting.split.tuning, *setting.split.test],
+            self.neutral(),
+            setting.attributes(),
+            setting.decoding,
+            lambda done, num: self.tell(f"{name}: replies", done, num, ""),
+        )
+        del tuned
+        gc.collect()  # the next model needs the memory of this one
+        found = replace(found, cost=cost)
+        self.kept.add(self.key(job, seed), found, name=name, seed=seed)
+        shutil.rmtree(self._work(job, seed), ignore_errors=True)
+        return found
+
+    def base(self) -> Measured:
+        """The base's own greedy replies to the tested prompts, and how it scores the neutral replies."""
+        key = self.key(BASE, 0)
+        if (known := self.kept.get(key)) is not None:
+            return known
+        tuned = self._plain(AsItIs()).ready()
+        setting = self.setting
+        prompts = [row.messages for row in setting.split.test]
+
+        def tell(done: int, num: int) -> None:
+            self.tell("the base's own replies", done, num, "")
+
+        replies = replies_of(tuned, prompts, [None], setting.decoding, tell)[0]
+        scores = scores_of(tuned, self._neutral(replies), None, setting.decoding)
+        found = Measured({BASE: replies}, {}, {}, scores)
+        self.kept.add(key, found, name=BASE)
+        return found
+
+    def neutral(self) -> list[Given]:
+        """The replies that perplexity is measured on: those of the file, else the base's own."""
+        return self._neutral(self.base().replies[BASE])
+
+    def _neutral(self, replies: Sequence[Reply]) -> list[Given]:
+        if self.setting.neutral is not None:
+            return self.setting.neutral
+        rows = zip(self.setting.split.test, replies, strict=True)
+        return [(row.messages, reply.text) for row, reply in rows if reply.text.strip()]
+
+    def key(self, job: Job | str, seed: int) -> str:
+        """SHA-256 of everything that decides a result, hexadecimal."""
+        what: list[Any] = [self.setting.identity, job if isinstance(job, str) else repr(job.rendering)]
+        if isinstance(job, Job):
+            what += [job.preferences, job.controls]
+            if job.training is not None:
+                made = train_config(self.setting.config, job, seed, self.setting.config.output).resolved()
+                what += [self.setting.training_digest, made.model_dump(mode="json", exclude=DECIDES_NOTHING)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+    def _taken(self, job: Job) -> tuple[Tuned, Cost]:
+        return self._plain(job.rendering), Cost()
+
+    def _plain(self, rendering: Any) -> Tuned:
+        setting = self.setting
+        return Tuned(setting.load_base(), NoControls(()), rendering, setting.tokenizer, setting.dtype)
+
+    def _trained(self, job: Job, seed: int, name: str) -> tuple[Tuned, Cost]:
+        setting = self.setting
+        config = train_config(setting.config, job, seed, self._work(job, seed) / "model")
+        run = RivalRun(job, config, setting.folder, setting.split.examples(), _Telling(name, self.tell))
+        model, controls = run.tune()
+        learned, everything = run.budget
+        seconds = sum(run.record.seconds.values())
+        cost = Cost(learned, everything, seconds, _num_learned(model, controls, run))
+        return Tuned(model, controls, job.rendering, setting.tokenizer, setting.dtype), cost
+
+    def _work(self, job: Job, seed: int) -> Path:
+        """Where checkpoints of one training are kept until it is measured."""
+        return self.setting.config.output / "work" / self.key(job, seed)[:16]
+
+
+class _Telling(Callback):
+    """Tells a training's progress under its name."""
+
+    def __init__(self, name: str, tell: Tell) -> None:
+        self._name, self._tell = name, tell
+
+    def on_step(self, progress: TrainProgress) -> None:
+        words = f"loss {progress.loss:.3f}, {progress.tokens_per_s:.0f} tokens/s"
+        self._tell(f"{self._name}: {progress.stage}", progress.step, progress.num_steps, words)
+
+
+def _num_learned(model: nn.Module, controls: ControlSet, run: RivalRun) -> int:
+    """How many numbers were learned: of controls, of the model, or of a LoRA that is merged by now."""
+    own = [parameter for k in range(len(controls.names)) for parameter in controls.parameters_of(k)]
+    num_own = sum(parameter.numel() for parameter in own)
+    stage = run.config.stage2
+    if not stage.epochs:
+        return num_own
+    if stage.model == "lora":
+        layers = target_layers(model, "all-linear").values()
+        return num_own + stage.model_rank * sum(layer.in_features + layer.out_features for layer in layers)
+    return num_own + sum(p.numel() for p in model.parameters() if not any(p is each for each in own))
+
+
+def _pair(score: Score) -> tuple[float, int]:
+    return score.logprob, score.num_tokens
