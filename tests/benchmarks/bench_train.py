@@ -151,8 +151,8 @@ def compared(figures: dict[str, Any], what: str = "stage 1") -> dict[str, Any]:
 def prompt_cache(bench: Bench, repeats: int) -> dict[str, float]:
     """Soft prompts after the prompt, with prompts computed once for all controls and epochs, over without."""
     soft = ("controls={kind: soft_prompt, placement: after_prompt}", "stage1.epochs=2", "stage1.learning_rate=1e-2")
-    anew = (*soft, "speed.prompt_cache_mib=0")
-    ratios = in_turn(bench, repeats, ({"more": soft}, {"more": anew}))
+    kept, anew = ((*soft, f"speed.prompt_cache_mib={mib}") for mib in (2048, 0))
+    ratios = in_turn(bench, repeats, ({"more": kept}, {"more": anew}))
     print(f"soft prompts, with the prompt cache / without: {json.dumps(ratios)}", flush=True)
     return ratios
 

@@ -73,7 +73,9 @@ def test_a_key_as_openai_or_anthropic_clients_send_it(headers: dict[str, str]) -
 @pytest.mark.parametrize(
     "headers", [{}, bearer(USER[:-1]), bearer(""), {"authorization": USER}, {"authorization": f"Basic {USER}"}]
 )
-@pytest.mark.parametrize("path", [CHAT, "/metrics", "/tokenize", "/v1/models", "/docs", "//health", "/health/", "/playground/"])
+@pytest.mark.parametrize(
+    "path", [CHAT, "/metrics", "/tokenize", "/v1/models", "/docs", "//health", "/health/", "/playground/"]
+)
 def test_without_a_key_nothing_but_probes(path: str, headers: dict[str, str]) -> None:
     reply = ask("GET", path, headers)
     assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")

@@ -19,6 +19,7 @@ from meet_training.data.forms import Example, load_examples
 from meet_training.errors import TrainingError
 from meet_training.run import Run, train
 from meet_training.stages.optimise import TrainProgress
+from meet_training.stages.prompt_cache import PromptCache
 from meet_training.stages_config import ObjectiveConfig
 
 MakeConfig = Callable[..., TrainConfig]
@@ -262,7 +263,10 @@ def test_the_preference_objective_moves_each_control_to_its_own_side(make_config
         assert losses[-1] < 0.2
 
 
-@pytest.mark.parametrize("speed", [{"packing": "always"}, {"gradient_checkpointing": True}, {"loss_chunk": 3}])
+FAST = [{"packing": "always"}, {"gradient_checkpointing": True}, {"loss_chunk": 3}, {"prompt_cache_mib": 64}]
+
+
+@pytest.mark.parametrize("speed", FAST, ids=str)
 @pytest.mark.parametrize("kind", ["shared A", "after"])
 def test_speed_options_change_nothing_but_rounding(
     make_config: MakeConfig, speed: dict[str, Any], kind: str, tmp_path: Path
@@ -274,6 +278,25 @@ def test_speed_options_change_nothing_but_rounding(
     for one, other in zip(plain.values(), fast.values(), strict=True):
         for a, b in zip(tensors(one), tensors(other), strict=True):
             torch.testing.assert_close(a, b, atol=5e-4, rtol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("speed", "mib"), [({}, None), ({"prompt_cache_mib": 64}, 64), ({"packing": "never"}, 2048)], ids=str
+)
+def test_prompts_are_kept_on_cpus_where_told_or_where_rows_are_not_packed(
+    make_config: MakeConfig, speed: dict[str, Any], mib: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Told(PromptCache):
+        def __init__(self, max_bytes: int, device: torch.device) -> None:
+            made.append(max_bytes >> 20)
+            super().__init__(max_bytes, device)
+
+    monkeypatch.setattr("meet_training.run.PromptCache", Told)
+    config = make_config(controls=KINDS["after"], speed=speed)
+    Run(config, Path(config.base), load_examples(config)).stage1()
+    assert made == ([] if mib is None else [mib])
 
 
 def tensors(control: LoraControl | SoftPromptControl) -> list[torch.Tensor]:

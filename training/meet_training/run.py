@@ -26,7 +26,7 @@ from meet_training.stages.checkpoint import CheckpointFolder, run_key
 from meet_training.stages.machine import Machine, choose_dtype
 from meet_training.stages.objective import Objective
 from meet_training.stages.optimise import LoopConfig
-from meet_training.stages.prompt_cache import PromptCache, fits
+from meet_training.stages.prompt_cache import PROMPT_CACHE_MIB, PromptCache, fits
 from meet_training.stages.reference import reference_logprobs
 from meet_training.stages.resumable import Record, StageParts, run_stage
 from meet_training.stages.sharding import shard
@@ -306,6 +306,9 @@ class Run:
         """Where prompts can be computed once: nothing of a control stands before them or in them."""
         speed, controls = self.config.speed, self.config.controls
         after = controls.kind == "soft_prompt" and controls.placement == "after_prompt"
-        if not after or self.sharded or not speed.prompt_cache_mib or speed.gradient_checkpointing or not fits(model):
+        mib = speed.prompt_cache_mib
+        if mib is None:  # packed rows are quicker than rows of a length after kept prompts: docs/EXPERIMENTS.md
+            mib = 0 if packed_attention.stands_in(model, speed, self.machine.device) else PROMPT_CACHE_MIB
+        if not after or self.sharded or not mib or speed.gradient_checkpointing or not fits(model):
             return None
-        return PromptCache(speed.prompt_cache_mib << 20, self.machine.device)
+        return PromptCache(mib << 20, self.machine.device)

@@ -106,9 +106,9 @@ class SpeedConfig(Section):
         "for a single device; with one process it changes nothing",
     )
     loss_chunk: int = Field(default=256, ge=1, description="supervised tokens whose logits are held at a time")
-    prompt_cache_mib: int = Field(
-        default=2048,
+    prompt_cache_mib: int | None = Field(
+        default=None,
         ge=0,
         description="memory for keys and values of prompts, which stage 1 computes once for all soft prompts "
-        "after the prompt; 0 computes them anew",
+        "after the prompt; 0 computes them anew. By default 2048, and 0 on CPUs where rows can be packed instead",
     )

@@ -16,7 +16,7 @@ PREFERENCES = "/v1/preferences"
 PAGE, PAGE_FILES = "/", ("/playground/page.js", "/playground/page.css")
 
 OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping", PAGE, *PAGE_FILES})
-"""Probes of the machinery round the server, which tell nothing, and the page, which asks for the key. None is needed."""
+"""Probes of the machinery round the server, and the page, which tell nothing. No key is needed."""
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 

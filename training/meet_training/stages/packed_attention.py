@@ -32,18 +32,23 @@ def packs(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
         return False
     if "flash" in str(model.config._attn_implementation):
         return True
-    return (not speed.attention and take(model, device)) or speed.packing == "always"
+    if stands_in(model, speed, device):
+        take(model)
+        return True
+    return speed.packing == "always"
 
 
-def take(model: Any, device: torch.device) -> bool:
-    """Makes a model attend this way, where it can: from then on it takes packed rows only. Returns whether it does."""
-    if device.type != "cpu" or not is_plain(model):
-        return False
+def stands_in(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
+    """Whether this attention would do in place of the model's."""
+    return speed.packing != "never" and not speed.attention and device.type == "cpu" and is_plain(model)
+
+
+def take(model: Any) -> None:
+    """Makes a model attend this way: from then on it takes packed rows only."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
-    return True
 
 
 def is_plain(model: Any) -> bool:

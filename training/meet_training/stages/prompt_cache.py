@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from meet_training.data.batches import Item
 from meet_training.stages.layout import Batch, VirtualIds, lay_out_tails
 
+PROMPT_CACHE_MIB = 2048  # where prompts are kept and nobody said how much memory for
+
 KeysAndValues = list[tuple[Tensor, Tensor]]
 """Of each layer, (G, P, D) each."""
 
