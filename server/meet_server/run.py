@@ -63,7 +63,8 @@ def run_again(
     died: list[float] = []
     while True:
         try:
-            run(create(), sock.dup(), settings, announce)  # uvicorn closes what it listens on
+            with sock.dup() as listening:  # uvicorn closes what it listens on
+                run(create(), listening, settings, announce)
         except EngineDied as error:
             now = time.monotonic()
             died = [*(each for each in died if now - each < _RESTARTS_WITHIN_S), now]

@@ -74,7 +74,7 @@ def test_a_key_as_openai_or_anthropic_clients_send_it(headers: dict[str, str]) -
     "headers", [{}, bearer(USER[:-1]), bearer(""), {"authorization": USER}, {"authorization": f"Basic {USER}"}]
 )
 @pytest.mark.parametrize(
-    "path", [CHAT, "/metrics", "/tokenize", "/v1/models", "/docs", "//health", "/health/", "/playground/"]
+    "path", [CHAT, "/metrics", "/tokenize", "/v1/models", "/docs", "/health//live", "/health/", "/playground/"]
 )
 def test_without_a_key_nothing_but_probes(path: str, headers: dict[str, str]) -> None:
     reply = ask("GET", path, headers)

@@ -32,7 +32,7 @@ from meet_bundle import (
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RANK, ALPHA = 8, 16.0
 NAMES = ("concise", "detailed")
-MEDIANS = {"concise": (120.0, 80.0, 30.0, 20.0), "detailed": (50.0, 80.0, 160.0, 240.0)}  # as if measured
+MEDIANS = {"concise": (120.0, 80.0, 30.0, 20.0), "detailed": (50.0, 80.0, 160.0, 240.0)}
 SOFT_PROMPTS = ("concise", "detailed", "formal")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = (
@@ -204,6 +204,13 @@ def make_model(vocab_size: int) -> LlamaForCausalLM:
     return model
 
 
+def calibration(name: str) -> Calibration | None:
+    """As if it had been measured."""
+    if name not in MEDIANS:
+        return None
+    return Calibration(attribute="words", strengths=(-1.0, 0.0, 1.0, 2.0), medians=MEDIANS[name], recommended=1.0)
+
+
 def make_preference(
     folder: Path, name: str, tokenizer: PreTrainedTokenizerFast, *, seed: int | None = None
 ) -> Preference:
@@ -229,9 +236,7 @@ def make_preference(
         path=f"controls/{name}",
         digest=UNKNOWN_DIGEST,
         trained_examples=1,
-        calibration=Calibration(
-            attribute="words", strengths=(-1.0, 0.0, 1.0, 2.0), medians=MEDIANS[name], recommended=1.0
-        ),
+        calibration=calibration(name),
         probe=Probe(
             token_ids=(*prompt, *reply),
             start=len(prompt),

@@ -32,10 +32,7 @@ def packs(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
         return False
     if "flash" in str(model.config._attn_implementation):
         return True
-    if stands_in(model, speed, device):
-        take(model)
-        return True
-    return speed.packing == "always"
+    return (stands_in(model, speed, device) and take(model, device)) or speed.packing == "always"
 
 
 def stands_in(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
@@ -43,12 +40,15 @@ def stands_in(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
     return speed.packing != "never" and not speed.attention and device.type == "cpu" and is_plain(model)
 
 
-def take(model: Any) -> None:
-    """Makes a model attend this way: from then on it takes packed rows only."""
+def take(model: Any, device: torch.device) -> bool:
+    """Makes a model attend this way, where it can: from then on it takes packed rows only. Returns whether it does."""
+    if device.type != "cpu" or not is_plain(model):
+        return False
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
     model.set_attn_implementation(NAME)
+    return True
 
 
 def is_plain(model: Any) -> bool:
