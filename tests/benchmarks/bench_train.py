@@ -34,11 +34,11 @@ from train_switches import SWITCHES  # noqa: E402
 
 CONFIG = HERE.parent.parent / "examples" / "demo" / "train.yaml"
 
-# Two rows at a time, grouped by length, adapters in bfloat16: the quickest or nearly so of those timed on two cores
-# without AMX. Eager attention is assumed to help, from its own time in bfloat16 there; docs/EXPERIMENTS.md.
+# Four rows at a time, grouped by length, adapters in bfloat16: of what `--parts search` timed on two cores without AMX
+# the quickest that has the batches of stage 1, but for autocast, as quick with fewer rows; docs/EXPERIMENTS.md.
 TRL: dict[str, Any] = {
-    "per_device_train_batch_size": 2,
-    "gradient_accumulation_steps": 2,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
     "train_sampling_strategy": "group_by_length",
     "adapters_in_float32": False,
     "attention": "eager",
@@ -49,9 +49,9 @@ SEARCH: tuple[dict[str, Any], ...] = (
     {},
     {"attention": "sdpa"},
     {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "train_sampling_strategy": "random"},
-    {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
-    {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
-    {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "padding_free": True, "attention": "sdpa"},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    {"per_device_train_batch_size": 8},
+    {"padding_free": True, "attention": "sdpa"},
     {"adapters_in_float32": True},
     {"adapters_in_float32": True, "bf16": True},
 )
