@@ -1,0 +1,78 @@
+"""An engine that hangs, in a server of its own: requests under way get an error, and another takes its place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from controls import renamed
+
+from meet_bundle import open_bundle
+from meet_server.registry.changing import commit
+from meet_server.registry.state import added
+from meet_server.registry.store import Store
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from meet_server.run import serve
+from meet_server.settings import Settings
+bundle, registry, *engine_args = sys.argv[1:]
+serve(Settings(bundle=bundle, registry=registry, port=0, engine_args=engine_args, worker_start="fork",
+               engine_timeout_s=3, engine_failure="restart"))
+"""
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_is_replaced(bundle: Path, tmp_path: Path) -> None:
+    opened, store = open_bundle(bundle), Store(tmp_path / "registry")
+    content = store.keep(renamed(opened, "concise", "polite"))
+    commit(opened, store, lambda state: added(state, opened.manifest, "polite", content))
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(bundle), str(tmp_path / "registry"), "--kv-cache-memory-bytes=67108864"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[1]
+        body = {"prompt": "rain", "max_tokens": 6, "temperature": 0, "preference": "polite"}
+        before = httpx.post(f"{url}/v1/completions", json=body, timeout=60).json()["choices"][0]["text"]
+        for child in children(process.pid):
+            os.kill(child, signal.SIGSTOP)
+        under_way = httpx.post(f"{url}/v1/completions", json={**body, "stream": True, "max_tokens": 400}, timeout=60)
+        assert under_way.status_code >= 500 or "error" in under_way.text
+        line: list[str] = []
+        said = process.stdout  # vLLM tells there of the engine's end before the new one is ready
+        reading = threading.Thread(target=lambda: line.extend(each for each in said if each.startswith("ready: ")))
+        reading.start()
+        deadline = time.monotonic() + 120
+        while not line and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert line
+        reply = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+        assert reply.json()["choices"][0]["text"] == before
+        start = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        reading.join(timeout=10)
+        assert time.monotonic() - start < 20
+    finally:
+        for each in (*children(process.pid), process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
