@@ -124,7 +124,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -184,7 +184,7 @@ def _move_into_place(folder: Path, target: Path) -> None:
             shutil.rmtree(aside)
     else:
         folder.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -193,11 +193,12 @@ def _sync_tree(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         else:
-            _sync_folder(path)
-    _sync_folder(folder)
+            sync_folder(path)
+    sync_folder(folder)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Has the names of a folder on disk: those that appeared, moved or went."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from meet_bundle import Preference
-from meet_bundle.bundle import write_atomically
+from meet_bundle.bundle import sync_folder, write_atomically
 from meet_server.errors import ServerError
 from meet_server.registry.record import CONTROL, RECORD, ControlRecord, check_whole
 from meet_server.registry.state import FORMAT_VERSION, State
@@ -90,7 +90,7 @@ class Store:
                 partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
                 _write(partial, files)
                 partial.rename(target)
-                _sync(target.parent)
+                sync_folder(target.parent)
             self.hold(name)
         return name
 
@@ -161,16 +161,8 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    _sync(folder / CONTROL)
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(folder / CONTROL)
+    sync_folder(folder)
 
 
 def _is_free(folder: Path) -> bool:

@@ -37,12 +37,17 @@ def packs(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
 
 def stands_in(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
     """Whether this attention would do in place of the model's."""
-    return speed.packing != "never" and not speed.attention and device.type == "cpu" and is_plain(model)
+    return speed.packing != "never" and not speed.attention and can_take(model, device)
+
+
+def can_take(model: Any, device: torch.device) -> bool:
+    """Whether a model could attend this way on that device."""
+    return device.type == "cpu" and is_plain(model)
 
 
 def take(model: Any, device: torch.device) -> bool:
     """Makes a model attend this way, where it can: from then on it takes packed rows only. Returns whether it does."""
-    if device.type != "cpu" or not is_plain(model):
+    if not can_take(model, device):
         return False
     from transformers import AttentionInterface
 
