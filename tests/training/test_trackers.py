@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,23 +16,11 @@ from meet_training.stages.optimise import TrainProgress
 
 
 @pytest.fixture
-def make_config(tiny_base: Path, preference_file: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
-    def make(**more: Any) -> TrainConfig:
-        fields: dict[str, Any] = {
-            "name": "tiny",
-            "base": str(tiny_base),
-            "output": tmp_path / "bundle",
-            "data": [{"path": preference_file}],
-            "preferences": {"short": {"axis": "length"}, "long": {"axis": "length"}},
-            "precision": "float32",
-            "device": "cpu",
-            "stage1": {"epochs": 1, "batch_size": 2, "learning_rate": 0.02},
-            "stage2": {"epochs": 1, "batch_size": 3, "learning_rate": 0.001},
-            "trackers": ["tensorboard"],
-        }
-        return TrainConfig.model_validate(fields | more)
-
-    return make
+def make_config(make_config: Callable[..., TrainConfig]) -> Callable[..., TrainConfig]:
+    """Told to TensorBoard, in few steps."""
+    stages = {"stage1": {"epochs": 1, "batch_size": 2, "learning_rate": 0.02}}
+    stages |= {"stage2": {"epochs": 1, "batch_size": 3, "learning_rate": 0.001}}
+    return lambda **more: make_config(**{"device": "cpu", "trackers": ["tensorboard"]} | stages | more)
 
 
 class Killed(BaseException):
