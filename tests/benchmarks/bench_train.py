@@ -34,26 +34,30 @@ from train_switches import SWITCHES  # noqa: E402
 
 CONFIG = HERE.parent.parent / "examples" / "demo" / "train.yaml"
 
-# Four rows at a time, grouped by length, adapters in bfloat16: of what `--parts search` timed on two cores without AMX
-# the quickest that has the batches of stage 1, but for autocast, as quick with fewer rows; docs/EXPERIMENTS.md.
+# Two rows at a time, twice a step, grouped by length, adapters in bfloat16: of what `--parts search` timed on two cores
+# without AMX the quickest that has the batches of stage 1; docs/EXPERIMENTS.md.
 TRL: dict[str, Any] = {
-    "per_device_train_batch_size": 4,
-    "gradient_accumulation_steps": 1,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
     "train_sampling_strategy": "group_by_length",
     "adapters_in_float32": False,
     "attention": "eager",
     "learning_rate": 4e-3,
 }
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+FOUR_ROWS: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 SEARCH: tuple[dict[str, Any], ...] = (
     {},
     {"attention": "sdpa"},
-    {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "train_sampling_strategy": "random"},
-    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
-    {"per_device_train_batch_size": 8},
-    {"padding_free": True, "attention": "sdpa"},
     {"adapters_in_float32": True},
     {"adapters_in_float32": True, "bf16": True},
+    {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4, "train_sampling_strategy": "random"},
+    FOUR_ROWS,
+    {**FOUR_ROWS, "attention": "sdpa"},
+    {**FOUR_ROWS, "padding_free": True, "attention": "sdpa"},
+    {**FOUR_ROWS, "adapters_in_float32": True},
+    {**FOUR_ROWS, "adapters_in_float32": True, "bf16": True},
+    {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
 )
 # What PEFT trains: an A of each control's own. `shared_a` is stage 1 as it is by default.
 STAGE1 = {"stage1": ("controls.share_a=false", "stage1.learning_rate=4e-3"), "shared_a": ("stage1.learning_rate=4e-3",)}
