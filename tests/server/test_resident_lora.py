@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("vllm")
 
 from meet_server.engine.memory_adapters import check_finite, factors, mixed
-from meet_server.engine.resident_lora import ResidentLayer, Step
+from meet_server.engine.resident_lora import ResidentLayer, ResidentManager, Step
 from meet_server.engine.resident_weights import MAX_FUSED_WIDTH, Strengths, check_fits, pack
 
 RANK, IN = 8, 32
@@ -137,6 +138,28 @@ def test_without_an_adapter_in_the_batch_only_the_base_layer_is_called(monkeypat
     step.controls = (SimpleNamespace(),)
     resident(torch.zeros(3, IN))
     assert (base.calls, added) == (2, [3])
+
+
+class Wrapped(torch.nn.Module):
+    """A layer of vLLM's with LoRA, as far as it matters: it computes by `apply`, and not by its base layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base_layer = torch.nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def test_layers_are_their_base_layers_while_no_token_has_an_adapter() -> None:
+    wrapped, manager = Wrapped(), ResidentManager.__new__(ResidentManager)
+    manager._step, manager._aside, manager._last_tokens = Step(), False, None
+    manager._combinations, manager._registered_adapters = OrderedDict(), {1: SimpleNamespace(id=1)}
+    manager._resident_layers = [ResidentLayer("mlp.up", wrapped, manager._step)]
+    x = torch.zeros(2, IN)
+    for tokens, added in (((0, 0), 0), ((0, 1), 1), ((1, 1), 1), ((0, 0), 0), ((0, 0, 0), 0), ((0, 1), 1)):
+        manager.set_adapter_mapping(SimpleNamespace(index_mapping=tokens))
+        assert torch.equal(wrapped(x), x + added)
 
 
 def test_factors_with_one_a_keep_the_rank_and_with_several_stack() -> None:

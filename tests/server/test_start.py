@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,32 @@ def test_dtype_of_a_plain_model_is_that_of_its_weights(tmp_path: Path) -> None:
     for field in ("dtype", "torch_dtype"):
         (tmp_path / "config.json").write_text(json.dumps({field: "float32"}))
         assert start.plain_arguments(tmp_path, "base", ()).dtype == "float32"
+
+
+class Kept(logging.Handler):
+    """What was logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def test_that_the_plugin_for_stock_vllm_is_not_loaded_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm.plugins import load_endpoint_plugins
+
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    logger, kept = logging.getLogger("vllm.plugins"), Kept()
+    monkeypatch.setattr(logger, "filters", [])
+    monkeypatch.setattr(logger, "handlers", [kept])
+    caplog.set_level(logging.WARNING, logger.name)
+    load_endpoint_plugins()
+    assert "meet_preference" in kept.said.pop()  # else there would be nothing to leave out
+    start.prepare_environment()
+    load_endpoint_plugins()
+    logger.warning("Found endpoint plugin(s) %s but", ["another"])
+    assert kept.said == ["Found endpoint plugin(s) ['another'] but"]

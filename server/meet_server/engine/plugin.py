@@ -17,7 +17,7 @@ STOCK_KERNELS = "MEET_STOCK_LORA_KERNELS"
 
 def register() -> None:
     """Where MEET_WORKERS=1 says so: mixes by `memory_adapters`, and on CPUs adapters by `resident_lora` or, where that
-    cannot be, `cpu_lora`, and seeds by `cpu_seeds`.
+    cannot be, `cpu_lora`, seeds by `cpu_seeds`, and norms by `cpu_kernels`.
 
     Where MEET_FIRST_BANNED_ID names an id, has models ban it and all above it by `banned_ids`.
     """
@@ -32,8 +32,9 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
-    from meet_server.engine import cpu_seeds
+    from meet_server.engine import cpu_kernels, cpu_seeds
 
+    cpu_kernels.install()
     cpu_seeds.install()
     if os.environ.get(STOCK_KERNELS) == "1":
         return

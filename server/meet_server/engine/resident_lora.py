@@ -75,6 +75,13 @@ class ResidentLayer:
             self.add(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]))
         return y
 
+    def stand_aside(self, aside: bool) -> None:
+        """Whether the layer is, until told otherwise, its base layer alone, with nothing in between."""
+        if aside:
+            self._layer.forward = self._base.forward
+        else:
+            vars(self._layer).pop("forward", None)
+
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
         """y (T, out) += what the step's adapters make of x (T, in), in place."""
         packed = self._packed.get(self._step.combination)
@@ -97,6 +104,7 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._step = Step()
+        self._aside = False
         self._resident_layers: list[ResidentLayer] = []
         self._combinations: OrderedDict[tuple[int, ...], tuple[LoRAModel, ...]] = OrderedDict()
         self._last_tokens: tuple[int, ...] | None = None
@@ -164,6 +172,7 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
         ids, rows = np.unique(tokens, return_inverse=True)
         parts = [_parts(self._registered_adapters[lora_id]) if lora_id else () for lora_id in ids.tolist()]
         used = {model.id: model for adapter in parts for model, strength in adapter if strength}
+        self._stand_aside(not used)
         if not used:
             self._step.clear()
             return
@@ -177,6 +186,12 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
         self._step.controls = self._combinations[combination]
         alone = table.shape == (1, 1) and float(table) == 1.0
         self._step.strengths = None if alone else Strengths(table[torch.from_numpy(rows)])
+
+    def _stand_aside(self, aside: bool) -> None:
+        if aside != self._aside:
+            self._aside = aside
+            for layer in self._resident_layers:
+                layer.stand_aside(aside)
 
     def _combination(self, used: dict[int, LoRAModel]) -> tuple[int, ...]:
         """The smallest kept combination that has all in use and not far more; a new one where there is none."""

@@ -6,6 +6,7 @@ Defaults are chosen here, in one list; whatever the user gives after `--` is app
 from __future__ import annotations
 
 import json
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,12 @@ def prepare_environment() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it warns at every fork
+    logging.getLogger("vllm.plugins").addFilter(_is_of_use)
+
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    """All but vLLM's warning that our plugin for stock `vllm serve` was not loaded: `meet serve` needs none."""
+    return not (record.getMessage().startswith("Found endpoint plugin") and record.args == (["meet_preference"],))
 
 
 def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
