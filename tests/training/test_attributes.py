@@ -25,10 +25,16 @@ from meet_training.evaluation import attributes as by_evaluation
         ("mean_word_length", "", 0),
         ("casual_marks", "It's fine, don't worry! Really it is all fine", 100 * 3 / 9),
         ("casual_marks", "the dog's bowl is here now", 100 / 6),
+        ("reading_ease", "The cat sat. It ran.", 206.835 - 1.015 * 5 / 2 - 84.6),
+        ("reading_ease", "wonderful information", 206.835 - 1.015 * 2 - 84.6 * 7 / 2),  # won-der-ful, in-for-ma-tion
+        ("reading_ease", " - ", 0),
+        ("sentiment", "The table has four legs.", 0),
+        ("sentiment", "", 0),
+        ("sentiment", "good", 1.9 / (1.9**2 + 15) ** 0.5),  # the lexicon's 1.9, as the paper makes it a score
     ],
 )
 def test_measure(name: str, text: str, expected: float) -> None:
-    assert ATTRIBUTES[name].measure(text) == pytest.approx(expected)
+    assert ATTRIBUTES[name].measure(text) == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("line", ["- a", "* a", "• a", "– a", "12. a", "3) a", "(3) a", "a. b", "  + a", "- **A**: b"])

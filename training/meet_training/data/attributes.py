@@ -1,14 +1,16 @@
-"""What can be measured on one reply: its length, its form, its words. Pure functions of the text.
+"""What can be measured on one reply: its length, its form, its words, its ease and mood. Pure functions of the text.
 
 Knows nothing of preferences, prompts or models: a configuration says which attribute a preference moves.
-`meet_training.evaluation.attributes` is the same registry by the name that evaluation uses.
+`meet_training.evaluation.attributes` is the same registry by the name that evaluation uses. What takes a dictionary is
+measured by a library that brings it along, offline: Pyphen's hyphenation, VADER's lexicon. Both are for English.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•–‣◦]|\(?\d{1,3}[.)]|[A-Za-z][.)])\s+\S")
 _CONTRACTION = re.compile(r"[A-Za-z]['’](?:t|s|re|ve|ll|d|m)\b")
@@ -95,6 +97,39 @@ def casual_marks(text: str) -> float:
     return 100 * (len(_CONTRACTION.findall(text)) + text.count("!")) / words if words else 0.0
 
 
+def reading_ease(text: str) -> float:
+    """Flesch's reading ease: about 100 for short words in short sentences, about 0 for the contrary (Flesch, 1948).
+
+    Syllables are the places where a word may be hyphenated and one more, which counts a few too little. A text of no
+    closed sentence counts as one sentence.
+    """
+    words = words_of(text)
+    if not words:
+        return 0.0
+    hyphenation = _hyphenation()
+    syllables = sum(1 + len(hyphenation.positions(word.strip("\"'().,;:!?"))) for word in words)
+    return 206.835 - 1.015 * len(words) / max(num_sentences(text), 1.0) - 84.6 * syllables / len(words)
+
+
+def sentiment(text: str) -> float:
+    """VADER's compound score, -1 for the worst and 1 for the best that one can say (Hutto and Gilbert, 2014)."""
+    return float(_vader().polarity_scores(text)["compound"])
+
+
+@functools.cache
+def _hyphenation() -> Any:
+    import pyphen
+
+    return pyphen.Pyphen(lang="en_US")
+
+
+@functools.cache
+def _vader() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
 ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
     {
         measured.name: measured
@@ -106,6 +141,8 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
             MeasuredBy("list_items", "lines", num_list_items),
             MeasuredBy("mean_word_length", "characters", mean_word_length),
             MeasuredBy("casual_marks", "marks for every 100 words", casual_marks),
+            MeasuredBy("reading_ease", "Flesch's points, 100 is easy", reading_ease),
+            MeasuredBy("sentiment", "VADER's score, -1 to 1", sentiment),
         )
     }
 )
