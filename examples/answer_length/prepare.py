@@ -1,0 +1,65 @@
+"""Files for training, calibrating and testing on answer-length styles, from the data set's two parts.
+
+    .venv/bin/python examples/answer_length/prepare.py ../shared/data
+
+The data (AlpacaEval's model outputs, CC BY-NC 4.0) is not in this repository: answer_length_styles.train.jsonl.gz and
+answer_length_styles.valid.jsonl.gz, rows of `{"instruction", "output", "style", "model"}`. It writes into
+build/answer_length: `train.jsonl`; `calibration.prompts.jsonl`, prompts of the first part that nothing is trained on;
+and of the second part `test.prompts.jsonl`, `test.pairs.jsonl` and `test.neutral.jsonl`, its plain answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+WRITER = "gpt-3.5-turbo-1106"
+LABELS = {"concise": "concise", "verbose": "detailed", "plain": "plain"}
+NUM_TRAINED = 360
+"""Prompts of the first part that are trained on; the strengths are calibrated on the others."""
+TARGET = Path(__file__).parents[2] / "build" / "answer_length"
+
+Row = dict[str, str]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="the folder with the two parts of the data set")
+    parser.add_argument("--target", type=Path, default=TARGET, help="where to write; build/answer_length otherwise")
+    options = parser.parse_args()
+    train, test = (list(rows(options.data / f"answer_length_styles.{part}.jsonl.gz")) for part in ("train", "valid"))
+    trained = dict.fromkeys(list(dict.fromkeys(row["prompt"] for row in train))[:NUM_TRAINED])
+    sided = [row for row in train if row["preference"] != "plain"]
+    write = partial(write_rows, options.target)
+    write("train.jsonl", (row for row in sided if row["prompt"] in trained))
+    write("calibration.prompts.jsonl", prompts(row for row in train if row["prompt"] not in trained))
+    write("test.prompts.jsonl", prompts(test))
+    write("test.pairs.jsonl", (row for row in test if row["preference"] != "plain"))
+    write("test.neutral.jsonl", (row for row in test if row["preference"] == "plain"))
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """One writer's answers."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for row in map(json.loads, lines):
+            if row["model"] == WRITER:
+                yield {"prompt": row["instruction"], "reply": row["output"], "preference": LABELS[row["style"]]}
+
+
+def prompts(found: Iterable[Row]) -> Iterator[Row]:
+    return ({"prompt": prompt} for prompt in dict.fromkeys(row["prompt"] for row in found))
+
+
+def write_rows(target: Path, name: str, found: Iterable[Row]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found]
+    (target / name).write_text("".join(lines), encoding="utf-8")
+    print(f"{len(lines)} rows in {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The example of answer-length styles: its files are made from the data set, and its configurations read them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from meet_training.config import load_config
+from meet_training.evaluation.evaluation_config import load_evaluation_config
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "answer_length"
+NUM_TRAINED = 360
+
+
+def row(number: int, style: str, model: str = "gpt-3.5-turbo-1106") -> str:
+    fields = {"instruction": f"question {number}", "output": f"{style} {number}", "style": style, "model": model}
+    return json.dumps(fields) + "\n"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_is_trained_calibrated_and_tested_on_are_different_prompts(tmp_path: Path) -> None:
+    styles = ("concise", "plain", "verbose")
+    for part, numbers in (("train", range(NUM_TRAINED + 2)), ("valid", range(900, 903))):
+        lines = [row(number, style) for number in numbers for style in styles] + [row(7, "concise", "another")]
+        with gzip.open(tmp_path / f"answer_length_styles.{part}.jsonl.gz", "wt") as file:
+            file.writelines(lines)
+    target = tmp_path / "made"
+    command = [sys.executable, str(EXAMPLE / "prepare.py"), str(tmp_path), "--target", str(target)]
+    subprocess.run(command, check=True, capture_output=True)
+    made = {path.name: read(path) for path in target.iterdir()}
+    trained = {each["prompt"] for each in made["train.jsonl"]}
+    assert len(trained) == NUM_TRAINED
+    assert {each["preference"] for each in made["train.jsonl"]} == {"concise", "detailed"}
+    assert made["calibration.prompts.jsonl"] == [{"prompt": "question 360"}, {"prompt": "question 361"}]
+    assert made["test.prompts.jsonl"] == [{"prompt": f"question {number}"} for number in range(900, 903)]
+    assert [each["reply"] for each in made["test.neutral.jsonl"]] == [f"plain {number}" for number in range(900, 903)]
+    assert len(made["test.pairs.jsonl"]) == 6
+    assert made["test.pairs.jsonl"][1] == {"prompt": "question 900", "reply": "verbose 900", "preference": "detailed"}
+
+
+def test_the_configurations_read_what_is_made() -> None:
+    train = load_config(EXAMPLE / "train.yaml")
+    evaluation, calibration = (
+        load_evaluation_config(EXAMPLE / name) for name in ("evaluation.yaml", "calibration.yaml")
+    )
+    named = [train.data[0].path, evaluation.prompts, evaluation.pairs, evaluation.neutral, calibration.prompts]
+    build = EXAMPLE.parents[1] / "build" / "answer_length"
+    assert [path.resolve() for path in named if isinstance(path, Path)] == [
+        build / name
+        for name in (
+            "train.jsonl",
+            "test.prompts.jsonl",
+            "test.pairs.jsonl",
+            "test.neutral.jsonl",
+            "calibration.prompts.jsonl",
+        )
+    ]
