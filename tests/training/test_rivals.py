@@ -225,6 +225,7 @@ class TestAJudge:
         others = [*dealt.test, *dealt.tuning, *next(iter(dealt.training.values()))]
         assert not {row.first for row in dealt.classifier} & {row.first for row in others}
         assert len(dealt.classifier) == 2
+        assert report_data(first, rows_of(first))["classifier_accuracy"] is None  # to look trains nothing
         first.run()
         data = report_data(first, rows_of(first))
         assert data["classifier_accuracy"]["num_prompts"] == 3

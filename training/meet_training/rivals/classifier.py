@@ -91,12 +91,16 @@ class Judge:
     accuracy: Share
 
 
+def kept_accuracy(file: Path, key: str) -> Share | None:
+    """The accuracy that `keep_judge` wrote for the same key, or None."""
+    kept = _kept(file, key)
+    return Share(**kept["accuracy"]) if kept else None
+
+
 def kept_judge(classifier: PreferenceClassifier, file: Path, key: str) -> Judge | None:
     """The judge that `keep_judge` wrote for the same key, or None. `classifier` becomes the one that was trained."""
-    if not file.is_file():
-        return None
-    kept = json.loads(file.read_text(encoding="utf-8"))
-    if kept["key"] != key:
+    kept = _kept(file, key)
+    if kept is None:
         return None
     classifier.weight = torch.tensor(kept["weight"])
     return Judge(classifier, Share(**kept["accuracy"]))
@@ -107,3 +111,8 @@ def keep_judge(judge: Judge, file: Path, key: str) -> None:
     content = {"key": key, "accuracy": asdict(judge.accuracy), "weight": judge.classifier.weight.tolist()}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, json.dumps(content).encode())
+
+
+def _kept(file: Path, key: str) -> dict[str, Any] | None:
+    kept: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return kept if kept and kept["key"] == key else None

@@ -42,7 +42,7 @@ def report_data(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:
         "interval": INTERVAL,
         "num_test_prompts": len(setting.split.test),
         "num_tuning_prompts": len(setting.split.tuning),
-        "classifier_accuracy": asdict(setting.judge.accuracy) if config.judged else None,
+        "classifier_accuracy": (right := setting.judge_accuracy) and asdict(right),
         "missing": missing(comparison, rows),
         "rivals": [asdict(row) for row in rows],
         "searched": {outcome.name: _searched(comparison, outcome) for outcome in comparison.outcomes()},
@@ -60,8 +60,7 @@ def show(console: Console, comparison: Comparison, rows: Sequence[Row]) -> None:
     config, setting = comparison.config, comparison.setting
     console.print(_table(rows, config.beside, len(setting.split.test)))
     console.print(INTERVAL, markup=False, soft_wrap=True)
-    if config.judged:
-        right = setting.judge.accuracy
+    if right := setting.judge_accuracy:
         console.print(
             f"the preference classifier is right on {100 * right.share:.1f}% of {right.num_prompts} tested pairs "
             f"[{100 * right.low:.0f}, {100 * right.high:.0f}]",

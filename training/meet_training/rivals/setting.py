@@ -13,9 +13,10 @@ from meet_training.base_model import check_causal_model, describe_base, resolve_
 from meet_training.data.attributes import ATTRIBUTES, Attribute
 from meet_training.data.example import Example
 from meet_training.data.render import check_tokenizer, render
+from meet_training.evaluation.figures import Share
 from meet_training.evaluation.given import read_neutral
 from meet_training.rivals.answered import Answered, Split, digest_of, split
-from meet_training.rivals.classifier import Judge, PreferenceClassifier, keep_judge, kept_judge
+from meet_training.rivals.classifier import Judge, PreferenceClassifier, keep_judge, kept_accuracy, kept_judge
 from meet_training.rivals.compare_config import CLASSIFIER, CompareConfig
 from meet_training.rivals.decoding import DecodingConfig
 from meet_training.rivals.figures import Ordered, ordered_pairs, sides
@@ -36,6 +37,7 @@ class Setting:
         from transformers import AutoTokenizer
 
         self.config = config
+        self._on_step = on_step
         self.folder: Path = resolve_base(config.base, on_step=on_step)
         check_causal_model(self.folder)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
@@ -101,6 +103,8 @@ class Setting:
             return kept
         (less, more), *_ = [axis.order for axis in self.config.axes.values() if axis.attribute == CLASSIFIER]
         trained, tested = self.split.classifier, self.split.test
+        if self._on_step:
+            self._on_step(f"training the preference classifier on {len(trained)} pairs ...")
         classifier.train(
             [row.replies[more] for row in trained],
             [row.replies[less] for row in trained],
@@ -110,6 +114,11 @@ class Setting:
         judge = Judge(classifier, accuracy)
         keep_judge(judge, file, self.identity)
         return judge
+
+    @property
+    def judge_accuracy(self) -> Share | None:
+        """The classifier's accuracy on the tested pairs, where one was trained already and needed."""
+        return kept_accuracy(self.config.output / CLASSIFIER_FILE, self.identity) if self.config.judged else None
 
     def attributes(self) -> Mapping[str, Attribute]:
         """What the replies under each preference are measured by."""
