@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help docs setup demo test test-gpu test-engines test-slow test-tutorial test-release clients test-clients screenshots check format bench-serve bench-train compare lock clean
+.PHONY: help docs sbom setup demo test test-gpu test-engines test-slow test-tutorial test-release clients test-clients screenshots check format bench-serve bench-train compare lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,12 @@ docs: setup  ## the documentation into build/site, its reference anew from the c
 	@[ -x .clients/docs/bin/mkdocs ] || $(PYTHON) -m venv .clients/docs
 	@.clients/docs/bin/python -m pip --disable-pip-version-check install -qq --no-deps --require-hashes -r requirements/docs.lock
 	@NO_MKDOCS_2_WARNING=1 .clients/docs/bin/mkdocs build --quiet --strict
+
+sbom: setup  ## what .venv holds, as a CycloneDX bill of materials: build/meet.cdx.json
+	@[ -x .clients/sbom/bin/python ] || $(PYTHON) -m venv .clients/sbom
+	@.clients/sbom/bin/python -m pip --disable-pip-version-check install -qq --no-deps --require-hashes -r requirements/sbom.lock
+	@mkdir -p build && .clients/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/meet.cdx.json $(BIN)/python
 
 check: setup  ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
