@@ -19,6 +19,7 @@ from meet_training.data.attributes import ATTRIBUTES
 ROOT = Path(__file__).parents[2]
 SOURCES = ("training", "server", "clients/cli", "clients/python")
 FIFTEEN_MINUTES_S = 15 * 60
+AGAINST = ("opposite", "uncontrolled", "prompted")
 
 
 @pytest.fixture
@@ -58,7 +59,12 @@ def test_the_tutorial_word_for_word(clone: Path, environment: dict[str, str]) ->
 def the_preference_shows(clone: Path, steps: list[Step]) -> None:
     """In what `meet eval` says of prompts that nothing was trained on, and in the reply to the page's curl."""
     report = json.loads((clone / "bundles" / "help-desk" / "report" / "evaluation.json").read_text())
-    print(json.dumps(report, indent=1)[:6000])  # noqa: T201
+    held = {row["preference"]: row for row in report["preferences"]}
+    for name, row in held.items():
+        shares = [f"{against} {row[f'holds_vs_{against}']['share']:.0%}" for against in AGAINST]
+        print(f"{name} holds against its {', '.join(shares)}", flush=True)  # noqa: T201
+    assert all(row["holds_vs_opposite"]["low"] > 0.5 for row in held.values())
+    assert held["steps"]["holds_vs_uncontrolled"]["low"] > 0.5
     asked = next(step.output for step in steps if step.commands.startswith("curl "))
     items = ATTRIBUTES["list_items"].measure(json.loads(asked)["choices"][0]["message"]["content"])
     assert items >= 3, asked

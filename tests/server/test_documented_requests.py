@@ -105,10 +105,11 @@ def test_the_readmes_first_screen_changes_how_it_answers(server: Server) -> None
     replies = {}
     with httpx.Client(timeout=120) as client:
         for preference in ("concise", "detailed", {"concise": 0.7, "detailed": 0.5}, None):
-            body = {**json.loads(request.content), "preference": preference, "temperature": 0}
-            answer = client.post(request.url, json=body).json()
-            replies[str(preference)] = answer["choices"][0]["message"]["content"]
-    assert len(set(replies.values())) == 4
+            body = {**json.loads(request.content), "preference": preference, "temperature": 0, "ignore_eos": True}
+            answer = client.post(request.url, json=body)
+            replies[answer.headers["x-meet-preference"].partition(";")[0]] = answer.json()["choices"][0]["message"]
+    assert list(replies) == ["concise=1", "detailed=1", "concise=0.7,detailed=0.5", "none"]
+    assert len({reply["content"] for reply in replies.values()}) == 4
 
 
 @pytest.mark.parametrize("command", CHATS, ids=lambda command: command.place)
