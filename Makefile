@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help docs setup demo test test-gpu test-engines test-slow clients test-clients screenshots check format bench-serve bench-train compare lock clean
+.PHONY: help docs sbom setup demo test test-gpu test-engines test-slow test-tutorial test-release clients test-clients screenshots check format bench-serve bench-train compare lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ test-engines: setup  ## the server's tests on each release of the engine; ENGINE
 test-slow: setup  ## the long tests
 	@$(BIN)/python -m pytest -m slow
 
+test-tutorial: setup  ## docs/TUTORIAL.md word for word in a fresh clone, with the seconds of each step; wants port 8000
+	@$(BIN)/python -m pytest -m slow tests/end_to_end/test_tutorial.py -s -q
+
+test-release: setup  ## install the wheels with each extra into fresh environments; wants a package registry
+	@$(BIN)/python -m pytest -m slow tests/test_release.py
+
 clients:  ## install the clients of examples/clients, and build the TypeScript client and the page
 	@requirements/clients.sh
 
@@ -42,6 +48,12 @@ docs: setup  ## the documentation into build/site, its reference anew from the c
 	@[ -x .clients/docs/bin/mkdocs ] || $(PYTHON) -m venv .clients/docs
 	@.clients/docs/bin/python -m pip --disable-pip-version-check install -qq --no-deps --require-hashes -r requirements/docs.lock
 	@NO_MKDOCS_2_WARNING=1 .clients/docs/bin/mkdocs build --quiet --strict
+
+sbom: setup  ## what .venv holds, as a CycloneDX bill of materials: build/meet.cdx.json
+	@[ -x .clients/sbom/bin/python ] || $(PYTHON) -m venv .clients/sbom
+	@.clients/sbom/bin/python -m pip --disable-pip-version-check install -qq --no-deps --require-hashes -r requirements/sbom.lock
+	@mkdir -p build && .clients/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file build/meet.cdx.json $(BIN)/python
 
 check: setup  ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
 
 import click
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
+from reference_http import http
+from reference_python import python
+from reference_tables import field_table
 
 from meet_cli.main import cli
 from meet_server.settings import Settings
 from meet_training import TrainConfig
 from meet_training.data.generate_config import GenerateConfig
+from meet_training.evaluation.evaluation_config import EvaluationConfig
+from meet_training.rivals.compare_config import CompareConfig
 
 HEADER = "<!-- written by requirements/docs_reference.py; `make docs` writes it anew -->\n\n"
 
@@ -48,53 +49,21 @@ def configuration() -> str:
     sections = {
         "meet train": TrainConfig,
         "meet data generate": GenerateConfig,
+        "meet eval": EvaluationConfig,
+        "meet compare": CompareConfig,
         "meet serve": Settings,
     }
-    parts = [HEADER + "# Configuration\n"]
-    for name, model in sections.items():
-        parts.append(f"\n## {name}\n\n| field | type | default | meaning |\n|---|---|---|---|")
-        parts += [f"| `{path}` | {kind} | {default} | {meaning} |" for path, kind, default, meaning in rows(model, "")]
-    return "\n".join(parts) + "\n"
-
-
-def rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    """Path, type, default and meaning of each field, sections in sections."""
-    for name, field in model.model_fields.items():
-        below = [each for each in parts_of(field.annotation) if isinstance(each, type) and issubclass(each, BaseModel)]
-        yield f"{prefix}{name}", type_of(field.annotation), default_of(field, below), escaped(field.description or "")
-        for each in below:
-            yield from rows(each, f"{prefix}{name}.")
-
-
-def parts_of(annotation: Any) -> list[Any]:
-    """The types that an annotation is made of."""
-    inside = get_args(annotation)
-    return [annotation] if not inside else [part for each in inside for part in parts_of(each)]
-
-
-def type_of(annotation: Any) -> str:
-    """The annotation without the names of modules."""
-    text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
-    return f"`{escaped(re.sub(r'[A-Za-z_]+[.](?=[A-Za-z_])', '', text))}`"
-
-
-def default_of(field: FieldInfo, below: list[type[BaseModel]]) -> str:
-    """The default, where it says more than that of what is below."""
-    if field.is_required():
-        return "needed"
-    return "" if below else f"`{escaped(str(field.get_default(call_default_factory=True)))}`"
-
-
-def escaped(text: str) -> str:
-    """As a table's cell has it."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    parts = [f"\n## {name}\n\n{field_table(model)}\n" for name, model in sections.items()]
+    return HEADER + "# Configuration\n" + "".join(parts)
 
 
 def main(folder: Path) -> None:
-    """Writes both pages."""
+    """Writes every page."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "commands.md").write_text(commands())
     (folder / "configuration.md").write_text(configuration())
+    (folder / "http.md").write_text(http(HEADER))
+    (folder / "python.md").write_text(python(HEADER))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ SPECIAL_TOKENS = ("<|pad|>", "<|im_start|>", "<|im_end|>")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole jobs last: a mistake in a part is seen early, and no model has run in this process when the server's
-    tests fork their engine."""
-    items.sort(key=lambda item: "end_to_end" in item.path.parts)
+    tests fork their engine. What the documentation shows runs models too."""
+    items.sort(key=lambda item: ("end_to_end" in item.path.parts, "documentation" in item.path.parts))
 
 
 @pytest.fixture(scope="session")

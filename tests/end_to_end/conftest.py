@@ -14,6 +14,8 @@ import yaml
 
 from meet_bundle import Bundle, open_bundle
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "demo"
 # Enough for the controls to be told apart with certainty, not for the demo's bounds: `make demo ONCE=1` is for those.
 SMALL = {

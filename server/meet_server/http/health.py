@@ -19,10 +19,12 @@ def health_router(engine_is_dead: Callable[[], bool], lifecycle: Lifecycle) -> A
 
     @router.get("/live")
     async def live() -> dict[str, str]:
+        """The process answers."""
         return {"status": "live"}
 
     @router.get("/ready", response_model=dict[str, str])
     async def ready() -> dict[str, str] | JSONResponse:
+        """The engine answers too, every control is proved, and the server is not about to stop."""
         if engine_is_dead():
             return error_response(RequestError("engine_dead", "the engine has died; the server is about to exit"))
         if lifecycle.draining:

@@ -20,6 +20,7 @@ def model_router(cards: Cards) -> APIRouter:
 
     @router.get("/v1/models/{model}", response_model=None)
     async def retrieve_model(model: str) -> dict[str, Any] | JSONResponse:
+        """One entry of `GET /v1/models`."""
         for card in await cards():
             if card["id"] == model:
                 return card

@@ -63,6 +63,8 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
 
     @router.post("/v1/preferences", response_model=None, status_code=201)
     async def add_preference(request: Request) -> JSONResponse:
+        """Add the preference that the archive in the body is of (`application/zip`)."""
+
         async def add() -> str:
             return await registry.add(await _uploaded(request, max_upload_bytes))
 
@@ -70,6 +72,8 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
 
     @router.patch("/v1/preferences/{name}", response_model=None)
     async def change_preference(name: str, request: Request) -> JSONResponse:
+        """Give it another control (an archive, `application/zip`), or change `PreferenceChange`'s fields (JSON)."""
+
         async def change() -> str:
             if _content_type(request) == ARCHIVE:
                 await registry.update(name, await _uploaded(request, max_upload_bytes))
@@ -81,6 +85,7 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
 
     @router.delete("/v1/preferences/{name}", response_model=None)
     async def remove_preference(name: str) -> JSONResponse:
+        """Remove it."""
         try:
             await registry.remove(name)
         except RequestError as error:

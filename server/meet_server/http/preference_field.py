@@ -32,6 +32,10 @@ from meet_server.registry.live import Applied, LiveControls, LoadedControl
 
 Applying = Callable[[LoadedControl | None], AbstractContextManager[None]]
 
+THEIR_FIELDS = {CHAT: ("verbosity",), RESPONSES: ("text", "verbosity"), MESSAGES: ("output_config", "effort")}
+"""Where each API has a field of its own that the manifest may map to preferences."""
+TAKING_SEVERAL = (CHAT, COMPLETIONS)
+
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -141,10 +145,10 @@ class PreferenceField:
         suffix = self._suffix(request)
         if suffix is None:
             return None
-        if path not in (CHAT, COMPLETIONS):
+        if path not in TAKING_SEVERAL:
             raise RequestError(
                 "invalid_preference",
-                f"{several_preferences.FIELD} goes with {CHAT} and {COMPLETIONS}; here, ask for one `preference`",
+                f"{several_preferences.FIELD} goes with {' and '.join(TAKING_SEVERAL)}; here, ask for one `preference`",
                 param=several_preferences.FIELD,
             )
         if said := self._said(path, headers, request, suffix):
@@ -185,16 +189,11 @@ class PreferenceField:
             said.append(Said("model", words.from_model_suffix(suffix)))
         if lines := headers.getlist(words.HEADER):
             said.append(Said(words.HEADER, words.from_header(",".join(lines))))
-        if path == CHAT and (asked := self._catalogue.resolver.from_verbosity(request.get("verbosity"))):
-            said.append(Said("verbosity", asked))
-        if path == RESPONSES and (
-            asked := self._catalogue.resolver.from_verbosity(_inner(request, "text", "verbosity"))
-        ):
-            said.append(Said("text.verbosity", asked))
-        if path == MESSAGES and (
-            asked := self._catalogue.resolver.from_effort(_inner(request, "output_config", "effort"))
-        ):
-            said.append(Said("output_config.effort", asked))
+        if (place := THEIR_FIELDS.get(path)) is not None:
+            resolver, value = self._catalogue.resolver, _at(request, place)
+            asked = resolver.from_effort(value) if path == MESSAGES else resolver.from_verbosity(value)
+            if asked is not None:
+                said.append(Said(".".join(place), asked))
         return said
 
     def _listed_name(self, model: Any, suffix: str, applied: Applied) -> Any:
@@ -231,9 +230,12 @@ def _bytes(request: dict[str, Any]) -> bytes:
         raise RequestError("invalid_body", "the body is nested too deeply") from None
 
 
-def _inner(request: dict[str, Any], outer: str, inner: str) -> object:
-    value = request.get(outer)
-    return value.get(inner) if isinstance(value, dict) else None
+def _at(request: dict[str, Any], place: tuple[str, ...]) -> object:
+    """What stands in an object at a place of it, None where nothing does."""
+    value: Any = request
+    for name in place:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _announce(applied: str, send: Send) -> Send:

@@ -63,11 +63,13 @@ def preference_router(catalogue: Catalogue, live: LiveControls) -> APIRouter:
 
     @router.get("/v1/preferences")
     async def list_preferences() -> PreferenceList:
+        """Every preference that may be asked for."""
         cards = (shown(catalogue, live, preference.name) for preference in catalogue.manifest.preferences)
         return PreferenceList(data=[card for card in cards if card is not None])
 
     @router.get("/v1/preferences/{name}", response_model=PreferenceCard)
     async def get_preference(name: str) -> PreferenceCard | JSONResponse:
+        """One of them, by its name or an alias."""
         if (found := shown(catalogue, live, name)) is not None:
             return found
         known = ", ".join(p.name for p in catalogue.manifest.preferences)

@@ -1,0 +1,72 @@
+"""docs/TUTORIAL.md, word for word in a fresh clone with nothing cached: under 15 minutes, and the preference shows.
+
+`make test-tutorial` prints the seconds of each step; MEET_TUTORIAL_INSTALL=1 runs the page's `make setup` too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tutorial_page import Step, run_page
+
+from meet_training.data.attributes import ATTRIBUTES
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ("training", "server", "clients/cli", "clients/python")
+FIFTEEN_MINUTES_S = 15 * 60
+AGAINST = ("opposite", "uncontrolled", "prompted")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What is committed, with an installation of it."""
+    folder = tmp_path / "meet"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True, timeout=120)
+    if os.environ.get("MEET_TUTORIAL_INSTALL"):
+        subprocess.run(["make", "--silent", "setup"], cwd=folder, check=True, timeout=1200)
+    else:
+        (folder / ".venv").symlink_to(sys.prefix)
+    return folder
+
+
+@pytest.fixture
+def environment(clone: Path, tmp_path: Path) -> dict[str, str]:
+    """That of a new user: nothing in the cache. The clone's own sources are run, whoever installed the environment."""
+    left_out = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "MEET_CACHE", "MEET_API_KEY")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    sources = os.pathsep.join(str(clone / source) for source in SOURCES)
+    return kept | {"PYTHONPATH": sources, "XDG_CACHE_HOME": str(tmp_path / "cache"), "VLLM_LOGGING_LEVEL": "ERROR"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tutorial_word_for_word(clone: Path, environment: dict[str, str]) -> None:
+    steps = []
+    for step in run_page(clone / "docs" / "TUTORIAL.md", clone, environment):
+        print(f"{step.seconds:6.1f} s  {step.commands.splitlines()[0]}", flush=True)  # noqa: T201
+        steps.append(step)
+    total = sum(step.seconds for step in steps)
+    print(f"{total:6.1f} s  in all, on {os.cpu_count()} cores", flush=True)  # noqa: T201
+    assert total < FIFTEEN_MINUTES_S
+    the_preference_shows(clone, steps)
+
+
+def the_preference_shows(clone: Path, steps: list[Step]) -> None:
+    """In what `meet eval` says of prompts that nothing was trained on, and in the reply to the page's curl."""
+    report = json.loads((clone / "bundles" / "help-desk" / "report" / "evaluation.json").read_text())
+    held = {row["preference"]: row for row in report["preferences"]}
+    for name, row in held.items():
+        shares = [f"{against} {row[f'holds_vs_{against}']['share']:.0%}" for against in AGAINST]
+        print(f"{name} holds against its {', '.join(shares)}", flush=True)  # noqa: T201
+    assert all(row["holds_vs_opposite"]["low"] > 0.5 for row in held.values())
+    assert held["steps"]["holds_vs_uncontrolled"]["low"] > 0.5
+    asked = next(step.output for step in steps if step.commands.startswith("curl "))
+    items = ATTRIBUTES["list_items"].measure(json.loads(asked)["choices"][0]["message"]["content"])
+    assert items >= 3, asked
+    told = steps[-1].output
+    assert ATTRIBUTES["list_items"].measure(told) < items, told
