@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from client_absent import absent
 from running_server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -49,10 +50,11 @@ def test_the_page_was_built_from_these_sources() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: `make setup`")
+    from playwright import sync_api
+
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("needs a chromium on the path: `apt-get install chromium`")
+        absent("needs a chromium on the path: `apt-get install chromium`")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield browser
@@ -94,7 +96,7 @@ def picture(page: Any, request: pytest.FixtureRequest, name: str) -> None:
 def check_accessible(page: Any) -> None:
     """No violation of any rule of axe. The script goes in by the debugger's way, past the page's own policy."""
     if not AXE.is_file():
-        pytest.skip("needs axe-core: `make clients`")
+        absent("needs axe-core: `make clients`")
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run()")
     assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found["violations"]] == []
