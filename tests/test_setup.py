@@ -51,9 +51,9 @@ def test_an_environment_that_is_up_to_date_is_left_alone() -> None:
 
 
 def test_the_locks_pin_and_hash_everything_and_name_no_host() -> None:
-    for lock in ("cpu.lock", "cuda.lock"):
-        text = (ROOT / "requirements" / lock).read_text()
+    for lock, fewest in {"cpu": 100, "cuda": 100, "clients": 100, "chat_page": 50, "docs": 10}.items():
+        text = (ROOT / "requirements" / f"{lock}.lock").read_text()
         assert "://" not in text
         entries = text.replace("\\\n", " ").splitlines()
-        assert len(entries) > 100
+        assert len(entries) > fewest
         assert all("==" in entry and "--hash=sha256:" in entry for entry in entries)
