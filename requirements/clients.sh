@@ -5,17 +5,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 
-stamp=.clients/.made
-wanted=$({ "$python" --version; cat requirements/clients.lock; } | sha256sum)
-if ! { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; }; then
-  [ -x .clients/bin/python ] || "$python" -m venv .clients
-  .clients/bin/python -m pip --disable-pip-version-check install -qq --no-deps --require-hashes \
-    -r requirements/clients.lock
+environment() {  # environment FOLDER LOCK
+  local stamp=$1/.made wanted
+  wanted=$({ "$python" --version; cat "$2"; } | sha256sum)
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then return; fi
+  [ -x "$1/bin/python" ] || "$python" -m venv "$1"
+  "$1/bin/python" -m pip --disable-pip-version-check install -qq --no-deps --require-hashes -r "$2"
   echo "$wanted" > "$stamp"
-fi
+}
+environment .clients requirements/clients.lock
+environment .clients/chat-page requirements/chat_page.lock
 
 if ! command -v npm >/dev/null; then
-  echo "make clients: no npm here; what needs node 20 is left out, and its tests are skipped" >&2
+  echo "make clients: no npm here; what needs node 20 is left out, and \`make test\` skips its tests" >&2
   exit 0
 fi
 for folder in clients/typescript clients/playground examples/clients; do

@@ -14,8 +14,9 @@ compile() {  # compile NAME [more arguments]
 compile cpu ${FIND_LINKS:+--find-links "$FIND_LINKS"} --extra-index-url https://download.pytorch.org/whl/cpu \
   --no-emit-package torch
 compile cuda
-# The clients of examples/clients, the documentation and the bill of materials have environments of their own.
-for name in clients docs sbom; do
+# The clients of examples/clients, the chat page there, the documentation and the bill of materials have environments of
+# their own.
+for name in clients chat_page docs sbom; do
   uv pip compile "$name.in" --python-version 3.11 --universal --generate-hashes --no-header --no-annotate --quiet \
     --output-file "$name.lock"
 done

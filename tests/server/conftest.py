@@ -7,10 +7,12 @@ a small KV cache; no binding to a core, which other work may hold.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _TORCH_CAN_FORK = "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS") == "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +21,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
+from client_absent import absent  # noqa: E402
 from running_server import Server, Soft  # noqa: E402
 
 from meet_bundle import Manifest, open_bundle  # noqa: E402
@@ -67,6 +70,20 @@ def soft(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         reference = SoftPromptReference(folder)
     for server in running(folder, (*ENGINE_ARGS, *MORE_ARGS)):
         yield Soft(server, reference, placement, num)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A real Chromium. Not for the session: Playwright holds this thread's event loop as long as it lives."""
+    from playwright import sync_api
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        absent("needs a chromium on the path: `apt-get install chromium`")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
 
 
 def running(folder: Path, engine_args: tuple[str, ...]) -> Iterator[Server]:

@@ -1,21 +1,17 @@
-"""The playground: its files as the server gives them, and its views in a real browser on the real server.
-
-`MEET_SCREENSHOTS=docs/images` keeps the pictures that the tests take; `MEET_PAGE_URL` takes them of another server.
-"""
+"""The playground: its files as the server gives them, and its views in a real browser on the real server."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from client_absent import absent
 from running_server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -47,30 +43,14 @@ def test_the_page_was_built_from_these_sources() -> None:
     assert built_from == digest.hexdigest(), "the playground's sources changed: `make clients` builds it"
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: `make setup`")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("needs a chromium on the path: `apt-get install chromium`")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def url(server: Server) -> str:
-    return os.environ.get("MEET_PAGE_URL", server.url)
-
-
 TOKENS = re.compile(r"tokens\s+([1-9]|1[0-2])\b")  # a random model may end before the limit of 12
 DESKTOP = {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"}
 PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True, "is_mobile": True}
 
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone-in-the-dark"])
-def page(request: pytest.FixtureRequest, browser: Any, url: str) -> Iterator[Any]:
+def page(request: pytest.FixtureRequest, browser: Any, server: Server) -> Iterator[Any]:
+    url = server.url
     context = browser.new_context(**request.param)
     page = context.new_page()
     complaints: list[str] = []
@@ -85,16 +65,10 @@ def page(request: pytest.FixtureRequest, browser: Any, url: str) -> Iterator[Any
     assert [each for each in complaints if not each.startswith("Failed to load resource")] == []
 
 
-def picture(page: Any, request: pytest.FixtureRequest, name: str) -> None:
-    if folder := os.environ.get("MEET_SCREENSHOTS"):
-        (ROOT / folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=ROOT / folder / f"{name}-{request.node.callspec.id}.png")
-
-
 def check_accessible(page: Any) -> None:
     """No violation of any rule of axe. The script goes in by the debugger's way, past the page's own policy."""
     if not AXE.is_file():
-        pytest.skip("needs axe-core: `make clients`")
+        absent("needs axe-core: `make clients`")
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run()")
     assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found["violations"]] == []
@@ -107,7 +81,7 @@ def slider(page: Any, name: str) -> Any:
     return page.locator(f"#strength-{name}")
 
 
-def test_a_chat_by_keyboard(page: Any, request: pytest.FixtureRequest, server: Server) -> None:
+def test_a_chat_by_keyboard(page: Any) -> None:
     page.get_by_label("Tokens at most").fill("12")
     slider(page, "concise").focus()
     page.keyboard.press("ArrowRight")
@@ -127,10 +101,9 @@ def test_a_chat_by_keyboard(page: Any, request: pytest.FixtureRequest, server: S
     page.get_by_role("button", name="No control").click()
     assert page.get_by_text("Asks for: no control").is_visible()
     check_accessible(page)
-    picture(page, request, "chat")
 
 
-def test_preferences_side_by_side(page: Any, request: pytest.FixtureRequest) -> None:
+def test_preferences_side_by_side(page: Any) -> None:
     page.get_by_label("Tokens at most").fill("12")
     page.get_by_role("button", name="Side by side").click()
     page.get_by_role("button", name="Add a column").click()
@@ -142,7 +115,6 @@ def test_preferences_side_by_side(page: Any, request: pytest.FixtureRequest) -> 
     assert ["concise" in facts[0], "detailed" in facts[1], "none" in facts[2]] == [True] * 3
     assert all(TOKENS.search(each) for each in facts)
     check_accessible(page)
-    picture(page, request, "side-by-side")
 
 
 def test_a_request_as_code(page: Any) -> None:

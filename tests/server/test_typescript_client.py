@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from client_absent import absent
 from running_server import Server
 
 CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
@@ -16,7 +16,7 @@ CLIENT = Path(__file__).parents[2] / "clients" / "typescript"
 def test_the_typescript_client(server: Server) -> None:
     node = shutil.which("node")
     if node is None or not (CLIENT / "dist" / "index.js").is_file():
-        pytest.skip("needs node and a built clients/typescript: `make clients`")
+        absent("needs node and a built clients/typescript: `make clients`")
     done = subprocess.run(
         [node, "--test", *map(str, sorted((CLIENT / "test").glob("*.test.mjs")))],
         cwd=CLIENT,
