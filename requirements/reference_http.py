@@ -35,7 +35,8 @@ Everything that vLLM's OpenAI-compatible server offers is served as vLLM has it;
 VALUES = f"""
 - `{words.FIELD}`: a label, a list of labels (at most {words.MAX_LABELS}), an object of strengths by label, or `null`
   for no control. On all of these routes the header `{words.HEADER}` (`concise`, `concise=0.7,formal=0.5`) and what
-  stands behind a colon in `model` (`concise`, `concise+formal`) ask for the same; there `{words.NO_CONTROL}` is no control.
+  stands behind a colon in `model` (`concise`, `concise+formal`) ask for the same; `{words.NO_CONTROL}` there is no
+  control.
 - `{several_preferences.FIELD}`: a list of 1 to {several_preferences.MAX_ENTRIES} such values, one choice for each.
 - The fields of the APIs themselves mean what the bundle's manifest maps their values to, if any.
 - Every reply that is no error says in `{words.HEADER}` what was applied, with the control's version.

@@ -6,6 +6,7 @@ A fragment must be a valid part of one of the configurations: all of them refuse
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import yaml
 from documented import ROOT, Block, blocks
 from pydantic import ValidationError
 
+from meet_bundle import LoraControls
 from meet_server.access.keyring import KeyFile
+from meet_server.engine import lora_settings
 from meet_server.settings import Settings
 from meet_training.config import TrainConfig
 from meet_training.data.dataset import open_data
@@ -71,6 +74,16 @@ def test_json_is_rows_of_data(block: Block, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     examples = [example for _, example in open_data(DataConfig(path=path)).labelled()]
     assert len(examples) == len(rows)
+
+
+def test_the_page_on_gpus_says_what_the_server_sets() -> None:
+    page = (ROOT / "docs" / "GPUS.md").read_text()
+    controls = LoraControls(rank=8, alpha=16, target_modules=("q_proj",), shared_a=True)
+    defaults = lora_settings.lora_defaults(controls, cpu=False)
+    arguments = set(re.findall(r"^\| `--([\w-]+)` \|", page, re.MULTILINE))
+    assert arguments == {*defaults, "max-cpu-loras"} - {"enable-lora"}
+    assert f"| `--max-loras` | {lora_settings.SLOTS} |" in page
+    assert f"| `--max-cpu-loras` | all controls and {lora_settings.SLOTTED_MIXES} mixes |" in page
 
 
 def check_overlay(content: dict[str, Any]) -> None:
