@@ -149,10 +149,11 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
     app.include_router(health_router(lambda: engine.is_dead, served.lifecycle))
     app.state.refused = served.metrics.refused
     app.include_router(page_router())
+    if settings.log_requests:
+        app.user_middleware.insert(0, Middleware(RequestLog))  # outermost: what vLLM's own refuses has a line too
     wrap(
         app,
         Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins)),
-        *([Middleware(RequestLog)] if settings.log_requests else []),
         Middleware(RequestBounds, limits=settings.limits),
         Middleware(
             PreferenceField,

@@ -50,7 +50,6 @@ class KeyGate:
         if key is None:
             await self._app(scope, receive, send)
             return
-        scope = {**scope, KEY: key}
         if limit is None:
             await self._app(scope, receive, send)
             return
@@ -74,6 +73,7 @@ class KeyGate:
             raise RequestError(
                 "invalid_api_key", "no key that is known was shown; send it as `Authorization: Bearer KEY`"
             )
+        scope[KEY] = key  # not in a copy: whoever stands in front may know whose request it was, refused or not
         if key.role != "admin" and is_admins(method, path):
             raise RequestError("admin_key_required", "this needs an admin key; the one that was shown is a user's")
         if key.preferences is not None and not (method in READING or path in GENERATING):

@@ -1,6 +1,7 @@
-"""One line of JSON for each request that was let in: who asked for what, and what came of it. Pure ASGI.
+"""One line of JSON for each request, let in or refused: who asked for what, and what came of it. Pure ASGI.
 
-A request without an `X-Request-Id` gets one, which vLLM puts into its own ids too. Neither keys nor texts are logged.
+Stands in front of all that may refuse one. `keys` says in the scope whose key was shown. A request without an
+`X-Request-Id` gets one, which vLLM puts into its own ids too. Neither keys nor texts are logged.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from meet_server.preferences.words import HEADER
 
 REQUEST_ID = "X-Request-Id"
 _SAFE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_WEBSOCKET_STATUSES = {"websocket.accept": 101, "websocket.close": 403}
 _LOGGER = logging.getLogger("meet.requests")
 
 
@@ -31,14 +33,15 @@ class RequestLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _SAFE_ID.fullmatch(given) else uuid.uuid4().hex
+        scope = dict(scope)  # in which `keys` leaves its word
         if request_id != given:
             others = [(name, value) for name, value in scope["headers"] if name.lower() != REQUEST_ID.lower().encode()]
-            scope = {**scope, "headers": [*others, (REQUEST_ID.lower().encode(), request_id.encode())]}
+            scope["headers"] = [*others, (REQUEST_ID.lower().encode(), request_id.encode())]
         began, status, applied, ended = time.perf_counter(), 0, None, False
 
         async def noting(message: Message) -> None:
@@ -49,16 +52,19 @@ class RequestLog:
                 status, applied = message["status"], headers.get(HEADER)
             elif message["type"] == "http.response.body":
                 ended = not message.get("more_body", False)
+            elif message["type"] in _WEBSOCKET_STATUSES:
+                # What closes before it was accepted is refused, which servers say as 403.
+                status, ended = status or _WEBSOCKET_STATUSES[message["type"]], message["type"] == "websocket.close"
             await send(message)
 
-        key: Key | None = scope.get(KEY)
         try:
             await self._app(scope, receive, noting)
         finally:
+            key: Key | None = scope.get(KEY)
             line = {
                 "request_id": request_id,
                 "key": None if key is None else key.name,
-                "method": scope["method"],
+                "method": scope.get("method", "GET"),
                 "path": path_of(scope)[:200],
                 "status": status or None,
                 "preference": applied,
