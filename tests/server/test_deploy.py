@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from meet_server.http.paths import OPEN
@@ -40,3 +43,18 @@ def test_probes_need_no_key_and_there_is_time_to_stop() -> None:
     settings = read_settings(FOLDER / "settings.yaml", [], {"bundle": Path("x")})
     assert settings.drain_delay_s + settings.shutdown_grace_s + 10 < spec["terminationGracePeriodSeconds"]
     assert settings.drain_delay_s > 2 * container["readinessProbe"]["periodSeconds"]
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
+def test_kubectl_renders_them() -> None:
+    """On this side alone: no cluster is asked."""
+    rendered = subprocess.run(["kubectl", "kustomize", str(FOLDER)], capture_output=True, text=True, check=False)
+    assert rendered.returncode == 0, rendered.stderr
+    kinds = {each["kind"]: each for each in yaml.safe_load_all(rendered.stdout)}
+    assert set(kinds) == {"ConfigMap", "Deployment", "PersistentVolumeClaim", "Service"}
+    spec = kinds["Deployment"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["image"] != "meet"  # the name that the kustomization gives
+    settings = next(volume["configMap"]["name"] for volume in spec["volumes"] if "configMap" in volume)
+    assert settings == kinds["ConfigMap"]["metadata"]["name"]
+    assert kinds["ConfigMap"]["data"]["settings.yaml"] == (FOLDER / "settings.yaml").read_text()
