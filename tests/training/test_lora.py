@@ -68,6 +68,34 @@ def test_an_untrained_control_changes_nothing(model: Any) -> None:
         assert torch.equal(model(ids).logits, plain)
 
 
+def test_centred_controls_do_what_they_did_and_their_negatives_the_opposite(model: Any) -> None:
+    controls = LoraTuning(model, ("a", "b", "alone"), LoraConfig(), seed=0)
+    randomise(controls)
+    ids = torch.randint(3, 250, (1, 12))
+
+    @torch.no_grad()
+    def logits(control: int) -> torch.Tensor:
+        with controls.applied(rows(control)):
+            result: torch.Tensor = model(ids).logits
+        return result
+
+    before, uncontrolled = [logits(k) for k in range(3)], logits(-1)
+    controls.centre([0, 1])
+    for k in range(3):
+        torch.testing.assert_close(logits(k), before[k], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits(-1), uncontrolled, atol=1e-2)
+    for b_of_a, b_of_b in zip(controls.parameters_of(0), controls.parameters_of(1), strict=True):
+        torch.testing.assert_close(b_of_a, -b_of_b)
+
+
+def test_own_as_are_not_centred(model: Any) -> None:
+    controls = LoraTuning(model, ("a", "b"), LoraConfig(share_a=False), seed=0)
+    randomise(controls)
+    before = controls.state()
+    controls.centre([0, 1])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in controls.state().items())
+
+
 def test_a_mixed_batch_equals_each_row_alone(model: Any) -> None:
     controls = LoraTuning(model, ("a", "b", "c"), LoraConfig(), seed=0)
     randomise(controls)

@@ -55,6 +55,36 @@ def test_stage_2_moves_the_model_and_every_control(make_config: Callable[..., Tr
     assert moved == list(base)
 
 
+@pytest.mark.parametrize("centre", [None, False])
+def test_opposites_are_centred_unless_told_otherwise(
+    centre: bool | None, make_config: Callable[..., TrainConfig]
+) -> None:
+    preferences = {"short": {"axis": "length", "opposite": "long"}, "long": {"axis": "length", "opposite": "short"}}
+    config = make_config(preferences=preferences)
+    config = config.model_copy(update={"stage2": config.stage2.model_copy(update={"centre": centre})})
+    run = a_run(config)
+    _, controls = run.stage2(run.stage1())
+    pairs = zip(controls.parameters_of(0), controls.parameters_of(1), strict=True)
+    assert all(torch.allclose(one, -other, atol=1e-6) for one, other in pairs) is (centre is None)
+
+
+@pytest.mark.parametrize(
+    ("controls", "stage2"),
+    [
+        ({"kind": "soft_prompt"}, {}),
+        ({"kind": "lora", "share_a": False}, {}),
+        ({"kind": "lora"}, {"controls": "frozen"}),
+        ({"kind": "lora"}, {"epochs": 0}),
+    ],
+)
+def test_what_cannot_be_centred_is_not_and_is_refused_where_it_is_asked_for(
+    controls: dict[str, Any], stage2: dict[str, Any], make_config: Callable[..., TrainConfig]
+) -> None:
+    assert make_config(controls=controls, stage2=stage2).resolved().stage2.centre is False
+    with pytest.raises(ValueError, match=r"stage2\.centre: needs LoRA controls that share one A"):
+        make_config(controls=controls, stage2={**stage2, "centre": True})
+
+
 def test_both_stages_learn(make_config: Callable[..., TrainConfig]) -> None:
     run = a_run(
         make_config(

@@ -107,11 +107,27 @@ class TrainConfig(Section):
             raise ValueError(
                 "stage2.controls: 'frozen' controls must have learned something; give stage1 epochs, or start_from"
             )
+        if self.stage2.centre and not self._can_centre:
+            raise ValueError(
+                "stage2.centre: needs LoRA controls that share one A (controls.share_a) and that stage 2 tunes along "
+                "(stage2.controls: joint, stage2.epochs above 0)"
+            )
         if isinstance(self.controls, SoftPromptConfig):
             for label in self.controls.start_text:
                 if label not in self.preferences:
                     known = ", ".join(sorted(self.preferences))
                     raise ValueError(f"controls.start_text names {label!r}; the preferences are {known}")
+
+    @property
+    def _can_centre(self) -> bool:
+        """Whether what controls have in common could move into the model."""
+        shared = isinstance(self.controls, LoraConfig) and self.controls.share_a
+        return shared and bool(self.stage2.epochs) and self.stage2.controls == "joint"
+
+    @property
+    def _centres(self) -> bool:
+        """Whether it does, where nothing is said: not where stage 2 teaches what uncontrolled is to be."""
+        return self._can_centre and not self.stage2.uncontrolled_share
 
     def resolved(self) -> TrainConfig:
         """The same configuration with every default that depends on another field put in."""
@@ -121,6 +137,7 @@ class TrainConfig(Section):
             update={
                 "learning_rate": self.stage2.learning_rate or MODEL_LEARNING_RATES[self.stage2.model],
                 "control_learning_rate": self.stage2.control_learning_rate or control_rates[1],
+                "centre": self._centres if self.stage2.centre is None else self.stage2.centre,
             }
         )
         return self.model_copy(update={"stage1": stage1, "stage2": stage2})

@@ -230,6 +230,9 @@ class Run:
                 model, controls, model_lora = self._put_together(parts, model_lora is not None)
             if model_lora is not None:
                 model_lora.merge(model)
+            if stage.centre:
+                opposed = {name for name, said in self.config.preferences.items() if said.opposite is not None}
+                controls.centre([k for k, name in enumerate(controls.names) if name in opposed])
         return model, controls
 
     def shard(self, model: PreTrainedModel, controls: ControlSet | None = None, lora: ModelLora | None = None) -> None:

@@ -61,6 +61,12 @@ class Stage2Config(Section):
         description="share of a step's examples that are uncontrolled, with replies of the base itself: they keep "
         "what the model does when nothing is asked of it",
     )
+    centre: bool | None = Field(
+        default=None,
+        description="whether the mean of controls with an opposite moves into the model, so that a strength below 0 "
+        "leads towards the opposite; by default where LoRA controls share one A, are tuned along, and "
+        "uncontrolled_share is 0",
+    )
 
 
 class ObjectiveConfig(Section):

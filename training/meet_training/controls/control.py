@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +33,10 @@ class ControlSet(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes back what `state` gave."""
+
+    def centre(self, around: Sequence[int]) -> None:
+        """Moves the mean of those controls out of every control into the model, where that can be done exactly: what is
+        under one control stays as it was, and uncontrolled becomes the middle between them."""
 
     def detach(self, model: Module) -> None:
         """Gives the model its own layers back, and what of the controls is exported inside it."""

@@ -183,6 +183,16 @@ class LoraTuning:
             if not layer.shares_a:
                 yield f"{path}.a", layer.a[control]
 
+    def centre(self, around: Sequence[int]) -> None:
+        if not self._config.share_a or not around:
+            return
+        with torch.no_grad():
+            for layer in self._layers.values():
+                common = torch.stack([layer.b[control] for control in around]).mean(0)  # (O, r)
+                layer.base.weight += (layer.scale * common @ layer.a[0]).to(layer.base.weight.dtype)
+                for b in layer.b:
+                    b -= common
+
     def detach(self, model: nn.Module) -> None:
         """Puts the model's own layers back, so that it is saved as it came."""
         for path, layer in self._layers.items():

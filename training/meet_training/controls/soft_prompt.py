@@ -118,6 +118,9 @@ class SoftPromptTuning:
             for name, prompt in zip(self.names, self._embedding.prompts, strict=True):
                 prompt.copy_(state[f"{name}/soft_prompt"])
 
+    def centre(self, around: Sequence[int]) -> None:
+        """Nothing: what soft prompts have in common is no part of the model."""
+
     def detach(self, model: Any) -> None:
         """Makes the soft prompts rows of the model's own embedding matrix, after its vocabulary.
 

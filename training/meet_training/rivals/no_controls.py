@@ -36,6 +36,9 @@ class NoControls:
     def load_state(self, state: dict[str, Any]) -> None:
         """There is nothing to take back."""
 
+    def centre(self, around: Sequence[int]) -> None:
+        """They have nothing in common."""
+
     def detach(self, model: Module) -> None:
         """The model has its own layers already."""
 
