@@ -7,6 +7,8 @@ Engine arguments, `vllm serve` and `curl` are in `tests/server/test_documented_r
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -179,6 +181,10 @@ def check_pip(words: list[str]) -> None:
         assert set(filter(None, wanted.split(","))) <= extras[name]
 
 
+def check_python(words: list[str]) -> None:
+    subprocess.run([sys.executable, words[0], "--help"], check=True, capture_output=True)
+
+
 def check_files_only(words: list[str]) -> None:
     """`cp`, `head`: the files are checked as those of every command are; what they do, by the tutorial's test."""
     assert words
@@ -192,6 +198,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "docker": check_docker,
     "kubectl": check_kubectl,
     "pip": check_pip,
+    "python": check_python,
     "cp": check_files_only,
     "head": check_files_only,
 }
