@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _TORCH_CAN_FORK = "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS") == "1"
@@ -67,6 +67,12 @@ def soft(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         reference = SoftPromptReference(folder)
     for server in running(folder, (*ENGINE_ARGS, *MORE_ARGS)):
         yield Soft(server, reference, placement, num)
+
+
+@pytest.fixture(scope="session")
+def run_server() -> Callable[..., Iterator[Server]]:
+    """Runs another server of a bundle, with more engine arguments, until its iterator goes on."""
+    return lambda folder, *engine_args: running(folder, (*ENGINE_ARGS, *engine_args))
 
 
 def running(folder: Path, engine_args: tuple[str, ...]) -> Iterator[Server]:
