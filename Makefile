@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help docs setup demo test test-gpu test-engines test-slow clients test-clients screenshots check format bench-serve bench-train compare lock clean
+.PHONY: help docs setup demo test test-gpu test-engines test-slow test-ray clients test-clients screenshots check format bench-serve bench-train compare lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test-engines: setup  ## the server's tests on each release of the engine; ENGINE
 
 test-slow: setup  ## the long tests
 	@$(BIN)/python -m pytest -m slow
+
+test-ray: setup  ## two replicas under Ray Serve; installs Ray into .clients/ray
+	@requirements/ray.sh
 
 clients:  ## install the clients of examples/clients, and build the TypeScript client and the page
 	@requirements/clients.sh
