@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help docs sbom setup demo test test-gpu test-engines test-slow test-tutorial test-release clients test-clients screenshots check format bench-serve bench-train compare lock clean
+.PHONY: help docs sbom setup demo test test-gpu test-engines test-slow test-tutorial test-release test-ray clients test-clients screenshots check format bench-serve bench-train compare lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test-tutorial: setup  ## docs/TUTORIAL.md word for word in a fresh clone, with t
 
 test-release: setup  ## install the wheels with each extra into fresh environments; wants a package registry
 	@$(BIN)/python -m pytest -m slow tests/test_release.py
+
+test-ray: setup  ## two replicas under Ray Serve; installs Ray into .clients/ray
+	@requirements/ray.sh
 
 clients:  ## install the clients of examples/clients, and build the TypeScript client and the page
 	@requirements/clients.sh

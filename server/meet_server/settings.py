@@ -69,6 +69,19 @@ class LoadSettings(_Settings):
     )
 
 
+class RaySettings(_Settings):
+    """How many servers of the bundle Ray Serve runs, and what it keeps for each. Without Ray they say nothing."""
+
+    replicas: int = Field(default=1, ge=1, description="engines that Ray Serve runs")
+    fronts: int = Field(
+        default=1, ge=1, description="processes that relay requests to replicas; each counts a key's requests by itself"
+    )
+    cpus: float = Field(
+        default=1, ge=0, description="cores that Ray keeps for a replica; on CPUs also its number of threads"
+    )
+    gpus: float = Field(default=0, ge=0, description="GPUs that Ray keeps for a replica; without any it sees none")
+
+
 class Settings(ServingSettings):
     """The MEET server."""
 
@@ -95,6 +108,7 @@ class Settings(ServingSettings):
     )
     limits: RequestLimits = RequestLimits()
     load: LoadSettings = LoadSettings()
+    ray: RaySettings = RaySettings()
 
 
 class PlainSettings(ServingSettings):

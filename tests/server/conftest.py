@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,12 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def run_server() -> Callable[..., Iterator[Server]]:
+    """Runs another server of a bundle, with more engine arguments, until its iterator goes on."""
+    return lambda folder, *engine_args: running(folder, (*ENGINE_ARGS, *engine_args))
 
 
 def running(folder: Path, engine_args: tuple[str, ...]) -> Iterator[Server]:

@@ -40,6 +40,7 @@ SYMBOLS = (
     symbol("vllm.engine.arg_utils", "AsyncEngineArgs"),
     symbol(ASYNC_LLM, "AsyncLLM.from_vllm_config", "vllm_config", "enable_log_requests", "disable_log_stats"),
     symbol(ASYNC_LLM, "AsyncLLM.generate", "prompt", "sampling_params", "request_id", "lora_request"),
+    symbol(ASYNC_LLM, "AsyncLLM.generate", "data_parallel_rank"),
     symbol(ASYNC_LLM, "AsyncLLM.add_lora", "lora_request"),
     symbol(ASYNC_LLM, "AsyncLLM.shutdown", "timeout"),
     symbol(ASYNC_LLM, "AsyncLLM.get_supported_tasks"),

@@ -7,12 +7,13 @@ from typing import Literal
 
 from meet_cli.errors import CommandError
 
-Extra = Literal["training", "server"]
+Extra = Literal["training", "server", "ray"]
 
 # The engine is not in `server`: it comes in one of two, `cpu` or `cuda`, and both import as vllm.
 _MODULES: dict[Extra, tuple[str, ...]] = {
     "training": ("torch", "transformers", "peft", "accelerate"),
     "server": ("fastapi", "uvicorn", "transformers"),
+    "ray": ("ray",),
 }
 
 

@@ -8,7 +8,7 @@ that a request starts inherit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -69,6 +69,12 @@ class ControlledEngine:
     def dtype(self) -> str:
         """What the model is served in: `float32`, `bfloat16`."""
         return str(self._engine.model_config.dtype).removeprefix("torch.")
+
+    @property
+    def ranks(self) -> Sequence[int | None]:
+        """What `generate` may be told as `data_parallel_rank`, to ask each of several engines. One has no rank."""
+        num = self._engine.vllm_config.parallel_config.data_parallel_size
+        return (None,) if num == 1 else range(num)
 
     @property
     def is_dead(self) -> bool:

@@ -48,15 +48,16 @@ def tolerance(recorded_dtype: str, served_dtype: str) -> Tolerance:
 
 
 async def prove(engine: ControlledEngine, controls: Sequence[tuple[LoadedControl, Preference]]) -> None:
-    """Raises ControlRefused, naming the control, for the first whose probe the engine does not reproduce."""
+    """Raises ControlRefused, naming the control, for the first whose probe an engine does not reproduce."""
+    asked = [(rank, *each) for rank in engine.ranks for each in controls]
     measured = await asyncio.gather(
         *(
-            _log_probs(engine, preference.probe, control if controlled else None, preference.name)
-            for control, preference in controls
+            _log_probs(engine, preference, control if controlled else None, rank)
+            for rank, control, preference in asked
             for controlled in (True, False)
         )
     )
-    for (_, preference), with_control, without in zip(controls, measured[::2], measured[1::2], strict=True):
+    for (*_, preference), with_control, without in zip(asked, measured[::2], measured[1::2], strict=True):
         check(preference, with_control, without, tolerance(preference.probe.dtype, engine.dtype))
 
 
@@ -103,11 +104,15 @@ def _within(
         )
 
 
-async def _log_probs(engine: ControlledEngine, probe: Probe, control: LoadedControl | None, name: str) -> list[float]:
-    """ln p of each reply token, from one prefill of prompt and reply together."""
-    request_id = f"probe-{name}-{'controlled' if control else 'uncontrolled'}"
+async def _log_probs(
+    engine: ControlledEngine, preference: Preference, control: LoadedControl | None, rank: int | None
+) -> list[float]:
+    """ln p of each reply token, from one prefill of prompt and reply together. `rank` is one of the engine's."""
+    name, probe = preference.name, preference.probe
+    request_id = f"probe-{name}-{'controlled' if control else 'uncontrolled'}-{rank}"
+    where = {} if rank is None else {"data_parallel_rank": rank}
     with applying(control), unobserved(), prompt_ends_at(probe.start):
-        outputs = engine.generate(releases.token_prompt(probe.token_ids), releases.probe_params(), request_id)
+        outputs = engine.generate(releases.token_prompt(probe.token_ids), releases.probe_params(), request_id, **where)
     final: Any = None
     try:
         async for output in outputs:

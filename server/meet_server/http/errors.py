@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from meet_server.errors import RequestError
 
@@ -38,6 +41,7 @@ STATUSES: dict[str, int] = {
     "headers_too_large": 431,
     "engine_dead": 503,
     "draining": 503,
+    "replica_lost": 503,
     "waited_too_long": 503,
     "deadline_exceeded": 504,
 }
@@ -69,3 +73,18 @@ def error_response(error: RequestError) -> ErrorResponse:
     response = ErrorResponse(error_body(error), status_code=status, headers=headers)
     response.code = error.code
     return response
+
+
+async def end_with(error: RequestError, began: Message | None, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Ends a reply of which `began` was sent, if anything: as an error, or as a stream's last event.
+
+    False where neither can be, so that nothing is left but to cut it off.
+    """
+    if began is None:
+        await error_response(error)(scope, receive, send)
+    elif Headers(raw=began["headers"]).get("content-type", "").startswith("text/event-stream"):
+        event = b"data: " + json.dumps(error_body(error)).encode() + b"\n\ndata: [DONE]\n\n"
+        await send({"type": "http.response.body", "body": event})
+    else:
+        return False
+    return True

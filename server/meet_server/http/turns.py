@@ -7,14 +7,12 @@ for how much is said to it.
 from __future__ import annotations
 
 import asyncio
-import json
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meet_server.access.fair_queue import FairQueue, NoTurn, Turn
 from meet_server.errors import RequestError
-from meet_server.http.errors import error_body, error_response
+from meet_server.http.errors import end_with, error_response
 from meet_server.settings import LoadSettings
 
 
@@ -90,12 +88,7 @@ async def _until(deadline: float, app: ASGIApp, scope: Scope, receive: Receive, 
             await app(scope, receive, noting)
     except TimeoutError:
         error = RequestError("deadline_exceeded", "the request took longer than this server allows")
-        if began is None:
-            await error_response(error)(scope, receive, send)
-        elif Headers(raw=began["headers"]).get("content-type", "").startswith("text/event-stream"):
-            event = b"data: " + json.dumps(error_body(error)).encode() + b"\n\ndata: [DONE]\n\n"
-            await send({"type": "http.response.body", "body": event})
-        else:
+        if not await end_with(error, began, scope, receive, send):
             raise
 
 
