@@ -1,27 +1,33 @@
 # syntax=docker/dockerfile:1
 # The server for one bundle, on a CPU or a CUDA GPU:
 #   docker build --target cpu -t meet:cpu .
-#   docker run --read-only --tmpfs /tmp -v ./bundles/demo:/bundle:ro -p 127.0.0.1:8000:8000 meet:cpu
+#   docker run --read-only --tmpfs /tmp:exec -e MEET_USER_KEYS -v ./bundles/demo:/bundle:ro -p 127.0.0.1:8000:8000 meet:cpu
+# Behind a package mirror: `docker build --secret id=pip.conf,src=FILE`; nothing of that file stays in the image.
 # Versions come from requirements/*.lock, with hashes; nothing is resolved here.
 
-FROM python:3.11-slim-bookworm AS build
+ARG BASE=python:3.11-slim-bookworm
+FROM $BASE AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv /opt/meet
 WORKDIR /src
 COPY requirements requirements
 
 FROM build AS build-cpu
-RUN /opt/meet/bin/pip install -q --no-deps --index-url https://download.pytorch.org/whl/cpu -r requirements/torch-cpu.txt \
+# torch's CPU build from the configured index where that has it, else from PyTorch's own, as requirements/setup.sh does.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    ( /opt/meet/bin/pip install -q --no-deps -r requirements/torch-cpu.txt 2>/dev/null \
+     || /opt/meet/bin/pip install -q --no-deps --index-url https://download.pytorch.org/whl/cpu -r requirements/torch-cpu.txt ) \
  && /opt/meet/bin/pip install -q --no-deps --require-hashes -r requirements/cpu.lock
 COPY . .
 RUN /opt/meet/bin/pip install -q --no-deps --no-build-isolation . ./clients/python
 
 FROM build AS build-cuda
-RUN /opt/meet/bin/pip install -q --no-deps --require-hashes -r requirements/cuda.lock
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    /opt/meet/bin/pip install -q --no-deps --require-hashes -r requirements/cuda.lock
 COPY . .
 RUN /opt/meet/bin/pip install -q --no-deps --no-build-isolation . ./clients/python
 
-FROM python:3.11-slim-bookworm AS run
+FROM $BASE AS run
 # vLLM compiles its sampler for the processor at hand, and Triton its kernels: both want a compiler.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 \

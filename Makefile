@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHON
 
-.PHONY: help docs sbom setup demo test test-gpu test-engines test-slow test-tutorial test-release test-ray clients test-clients screenshots check format bench-serve bench-train compare lock clean
+.PHONY: help docs sbom setup demo test test-gpu test-engines test-slow test-tutorial test-release test-ray clients test-clients test-image screenshots check format bench-serve bench-train compare lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +44,12 @@ CLIENT_TESTS := tests/server/test_client_examples.py tests/server/test_typescrip
 test-clients: setup clients  ## every client and the page against the real server; fails without node 20 or a chromium
 	@MEET_REQUIRE_CLIENTS=1 $(BIN)/python -m pytest $(CLIENT_TESTS)
 
-screenshots: setup clients  ## the page's pictures in docs/images, of the demo at MEET_PAGE_URL
-	@MEET_SCREENSHOTS=docs/images $(BIN)/python -m pytest tests/server/test_page.py -k "chat or side"
+test-image:  ## build the image and ask it, with buildah on a base of Debian's packages; root. BUNDLE=FOLDER
+	@deploy/build_here.sh cpu
+	@deploy/try_image.sh $(or $(BUNDLE),bundles/demo) localhost/meet:cpu
+
+screenshots: setup  ## the page's pictures in docs/images, of the demo that is served at URL (localhost:8000)
+	@$(BIN)/python requirements/screenshots.py $(URL)
 
 docs: setup  ## the documentation into build/site, its reference anew from the code
 	@$(BIN)/python requirements/docs_reference.py

@@ -1,11 +1,14 @@
-"""The container's files agree with the project. No image is built here."""
+"""The container's files agree with the project. No image is built here: `make test-image` does that."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
 import yaml
+
+from meet_server.access.keyring import Keyring
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -25,7 +28,7 @@ def test_targets_and_files_of_the_image() -> None:
 
 def test_the_build_context_leaves_out_what_no_image_needs() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert {".git", ".venv", "bundles"} <= set(ignored)
+    assert {".git", ".venv", "bundles", "build", "**/.env"} <= set(ignored)
 
 
 def test_compose() -> None:
@@ -43,3 +46,34 @@ def test_compose() -> None:
     assert scraped["static_configs"][0]["targets"] == ["meet:8000"]
     cuda = yaml.safe_load((ROOT / "deploy" / "compose.cuda.yaml").read_text())["services"]["meet"]
     assert cuda["build"]["target"] == "cuda"
+
+
+def filled(text: str, given: dict[str, str]) -> str:
+    """Compose's variables put in: `${NAME:?why}` must be given, `${NAME:-default}` need not."""
+
+    def value(found: re.Match[str]) -> str:
+        name, kind, words = found.groups()
+        return given[name] if kind == "?" else given.get(name, words)
+
+    return re.sub(r"\$\{(\w+):([?-])([^}]*)\}", value, text)
+
+
+def test_compose_gives_the_server_keys_and_prometheus_one_of_them() -> None:
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    wanted = compose["services"]["meet"]["environment"]
+    given = {"MEET_USER_KEYS": "sk-user-0123456789,sk-other-0123456789", "MEET_SCRAPE_KEY": "sk-scrape-0123456789"}
+    keys = Keyring(None, {name: filled(text, given) for name, text in wanted.items()})
+    assert not keys.has_admin
+    for shown in ("sk-user-0123456789", "sk-other-0123456789", "sk-scrape-0123456789"):
+        found = keys.find(shown)
+        assert found is not None
+        assert found.role == "user"
+    admin = {name: filled(text, given | {"MEET_ADMIN_KEYS": "sk-admin-0123456789"}) for name, text in wanted.items()}
+    assert Keyring(None, admin).has_admin
+    with pytest.raises(KeyError):  # without keys the server would not start on an address that others reach
+        filled(wanted["MEET_USER_KEYS"], {})
+
+    [secret] = compose["services"]["prometheus"]["secrets"]
+    assert compose["secrets"][secret] == {"environment": "MEET_SCRAPE_KEY"}
+    scraped = yaml.safe_load((ROOT / "deploy" / "prometheus.yaml").read_text())["scrape_configs"][0]
+    assert scraped["authorization"] == {"credentials_file": f"/run/secrets/{secret}"}

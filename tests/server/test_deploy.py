@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from meet_cli.commands.serve import serve
 from meet_server.http.paths import OPEN
 from meet_server.settings import read_settings
 
@@ -33,6 +36,19 @@ def test_every_file_is_named_and_every_reference_is_met() -> None:
     assert by_name["settings"]["configMap"]["name"] == kustomization["configMapGenerator"][0]["name"]
     labels = resources["deployment.yaml"]["spec"]["template"]["metadata"]["labels"]
     assert resources["service.yaml"]["spec"]["selector"] == labels
+
+
+def test_arguments_go_on_where_the_entrypoint_of_the_image_ends() -> None:
+    """`meet serve` is the image's; what follows is one bundle and options of that command."""
+    dockerfile = (FOLDER.parents[1] / "Dockerfile").read_text()
+    [entrypoint, command] = [json.loads(each) for each in re.findall(r"^(?:ENTRYPOINT|CMD) (.*)$", dockerfile, re.M)]
+    assert entrypoint == ["meet", "serve"]
+    (container,) = manifest("deployment.yaml")["spec"]["template"]["spec"]["containers"]
+    options = {name for parameter in serve.params for name in parameter.opts}
+    for arguments in (command, container["args"]):
+        bundle, *rest = arguments
+        assert bundle.startswith("/bundle")
+        assert set(rest[::2]) <= options
 
 
 def test_probes_need_no_key_and_there_is_time_to_stop() -> None:

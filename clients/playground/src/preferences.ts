@@ -48,3 +48,10 @@ export function medianAt({ strengths, medians }: Calibration, strength: number):
   }
   return null;
 }
+
+/** A measured value in words: `231 words`, `50% list share`. */
+export function measure(attribute: string, value: number): string {
+  const name = attribute.replaceAll("_", " ");
+  if (name.endsWith(" share")) return `${(100 * value).toFixed(0)}% ${name}`;
+  return `${Math.abs(value) >= 10 ? value.toFixed(0) : value.toPrecision(2)} ${name}`;
+}

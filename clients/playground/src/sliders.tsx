@@ -1,6 +1,6 @@
 /** A slider per preference, by axis, with the measured curve behind it. */
 import type { Calibration, Preference } from "./api";
-import { byAxis, isSwitch, medianAt, type Strengths } from "./preferences";
+import { byAxis, isSwitch, medianAt, measure, type Strengths } from "./preferences";
 
 interface Props {
   preferences: Preference[];
@@ -43,16 +43,19 @@ function Slider(props: { preference: Preference; strength: number; onChange: (st
   const { id, description, calibration, strength_range } = preference;
   const [low, high] = strength_range;
   const median = calibration && medianAt(calibration, strength);
-  const measured = median === null ? "" : `about ${round(median)} ${calibration!.attribute}`;
+  const measured = median === null ? "" : `about ${measure(calibration!.attribute, median)}`;
   return (
     <div class="slider">
       <label for={`strength-${id}`}>
-        <strong>{id}</strong> <small>{description}</small>
+        <strong>{id}</strong>
       </label>
       <output for={`strength-${id}`}>
         {strength.toFixed(2)}
         {measured && <small> {measured}</small>}
       </output>
+      <small class="description" id={`description-${id}`}>
+        {description}
+      </small>
       <div class="track">
         {calibration && <Curve calibration={calibration} low={low} high={high} at={strength} />}
         <input
@@ -62,6 +65,7 @@ function Slider(props: { preference: Preference; strength: number; onChange: (st
           max={high}
           step={0.05}
           value={strength}
+          aria-describedby={`description-${id}`}
           aria-valuetext={`${strength.toFixed(2)}${measured && `, ${measured}`}`}
           onInput={(event) => onChange(Number(event.currentTarget.value))}
         />
@@ -72,7 +76,7 @@ function Slider(props: { preference: Preference; strength: number; onChange: (st
 
 function Curve(props: { calibration: Calibration; low: number; high: number; at: number }) {
   const { calibration, low, high, at } = props;
-  const top = Math.max(...calibration.medians, 1e-9);
+  const top = Math.max(...calibration.medians, calibration.attribute.endsWith("_share") ? 1 : 1e-9);
   const x = (strength: number) => (100 * (strength - low)) / (high - low);
   const y = (median: number) => 38 - (34 * median) / top;
   const inside = calibration.strengths
@@ -88,8 +92,4 @@ function Curve(props: { calibration: Calibration; low: number; high: number; at:
       {median !== null && <line x1={x(at)} x2={x(at)} y1={y(median)} y2={40} />}
     </svg>
   );
-}
-
-function round(number: number): string {
-  return Math.abs(number) >= 10 ? number.toFixed(0) : number.toPrecision(2);
 }
