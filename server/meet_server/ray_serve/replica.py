@@ -84,7 +84,7 @@ class Replica:
         if self._app.state.engine.is_dead:
             raise EngineDied("the engine has died")
 
-    async def __del__(self) -> None:  # type: ignore[misc]  # Ray awaits it, when requests have ended
+    async def __del__(self) -> None:  # Ray awaits it, when requests have ended
         self._app.state.lifecycle.draining = True
         await self._running.aclose()
 
