@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -32,12 +33,12 @@ from meet_server.registry.record import pack
 
 pytest.importorskip("ray", reason="Ray is not installed; `make test-ray` does it")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 ADMIN = "sk-admin-0123456789"
 REPLICA = "x-meet-replica"
 COMPLETIONS = "/v1/completions"
-START_S, REPLACED_S, TAKEN_UP_S = 300, 300, 5
+START_S, REPLACED_S, TAKEN_UP_S = 600, 600, 5
 
 
 @dataclass
@@ -89,7 +90,12 @@ def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         "--set", "ray.cpus=0.5", "--set", "engine_timeout_s=600",
         "--", "--kv-cache-memory-bytes=67108864", "--max-num-seqs=16",
     ]  # fmt: skip
-    environment = os.environ | {"RAY_TMPDIR": str(scratch), "MEET_ADMIN_KEYS": ADMIN, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "RAY_TMPDIR": str(scratch),
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one, and keeps it in the home folder
+        "MEET_ADMIN_KEYS": ADMIN,
+        "OMP_NUM_THREADS": "1",
+    }
     with log.open("wb") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
         try:
             deadline = time.monotonic() + START_S
@@ -150,7 +156,8 @@ def test_a_client_that_leaves_stops_the_engine(served: Served, pair: tuple[str, 
     body = {"prompt": "rain", "max_tokens": 450, "ignore_eos": True, "stream": True}
     url, headers = f"{served.url}{COMPLETIONS}", served.to(pair[0])
     with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as reply:
-        next(reply.iter_lines())
+        lines = reply.iter_lines()  # held, for httpx closes the reply with it
+        next(lines)
         assert figure(served, pair[0], "meet_running_replies") == 1
     deadline = time.monotonic() + 20
     while figure(served, pair[0], "meet_running_replies") and time.monotonic() < deadline:

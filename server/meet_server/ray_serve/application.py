@@ -82,6 +82,7 @@ def serve_until_stopped(settings: Settings, *, announce: Announce = to_stdout) -
 
     On SIGINT it raises KeyboardInterrupt, as `run.serve` does. Raises ServerError where it cannot start.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each cluster
     ray.init(os.environ.get("RAY_ADDRESS"), log_to_driver=True, include_dashboard=False)
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
