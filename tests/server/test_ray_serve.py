@@ -93,6 +93,7 @@ def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     environment = os.environ | {
         "RAY_TMPDIR": str(scratch),
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one, and keeps it in the home folder
+        "RAY_agent_register_timeout_ms": "120000",  # for a machine with other work
         "MEET_ADMIN_KEYS": ADMIN,
         "OMP_NUM_THREADS": "1",
     }
@@ -105,7 +106,7 @@ def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
                 time.sleep(0.5)
             yield Served(f"http://127.0.0.1:{port}", process, log)
         finally:
-            children = psutil.Process(process.pid).children(recursive=True)
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
             process.send_signal(signal.SIGTERM)
             try:
                 process.wait(timeout=90)
@@ -114,7 +115,7 @@ def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
                     with contextlib.suppress(psutil.Error):
                         each.kill()
                 process.kill()
-    shutil.rmtree(scratch, ignore_errors=True)
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

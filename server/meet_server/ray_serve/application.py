@@ -83,7 +83,10 @@ def serve_until_stopped(settings: Settings, *, announce: Announce = to_stdout) -
     On SIGINT it raises KeyboardInterrupt, as `run.serve` does. Raises ServerError where it cannot start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray tells its makers of each cluster
-    ray.init(os.environ.get("RAY_ADDRESS"), log_to_driver=True, include_dashboard=False)
+    try:
+        ray.init(os.environ.get("RAY_ADDRESS"), log_to_driver=True, include_dashboard=False)
+    except Exception as error:  # noqa: BLE001 - Ray raises it bare
+        raise ServerError(f"Ray did not start, or is not there: {_reason(error)}") from None
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
@@ -113,7 +116,7 @@ def _wait_for_signal() -> int:
     return by[0]
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """The line of Ray's long message that says most: the last, which is the exception's own."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)
