@@ -154,6 +154,7 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
     wrap(
         app,
         Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins)),
+        *traced(args),
         Middleware(RequestBounds, limits=settings.limits),
         Middleware(
             PreferenceField,
@@ -164,6 +165,14 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
             turns=Turns(served.queue, settings.load),
         ),
     )
+
+
+def traced(args: Namespace) -> Iterator[Middleware]:
+    """Spans of ours, where vLLM was told to make its own."""
+    if args.otlp_traces_endpoint is not None:
+        from meet_server.http.request_span import RequestSpan
+
+        yield Middleware(RequestSpan)
 
 
 def registry_of(

@@ -67,7 +67,12 @@ def check(reply: httpx.Response) -> None:
 
 
 def examples(num: int) -> Any:
-    quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+    quiet = [
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ]
     return settings(max_examples=num, deadline=None, derandomize=True, suppress_health_check=quiet,
                     phases=[Phase.generate, Phase.shrink], database=None)  # fmt: skip
 

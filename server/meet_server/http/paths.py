@@ -8,7 +8,14 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 GENERATING = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 GENERATING_TOO = frozenset(
-    {f"{CHAT}/batch", "/invocations", "/inference/v1/generate", "/generative_scoring", "/cohere/v2/chat"}
+    {
+        f"{CHAT}/batch",
+        "/invocations",
+        "/inference/v1/generate",
+        "/generative_scoring",
+        "/cohere/v2/chat",
+        "/v1/systemone",
+    }
 )
 """Routes of vLLM's that take a turn of the engine's and know no preference but by the model's name."""
 PREFERENCES = "/v1/preferences"

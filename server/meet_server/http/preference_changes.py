@@ -43,6 +43,10 @@ class PreferenceChange(BaseModel):
     revision: int | None = Field(default=None, ge=0, description="the revision to serve again; 0 is the bundle's own")
 
 
+_UPLOAD = {ARCHIVE: {"schema": {"type": "string", "format": "binary"}}}
+_CHANGE = {"application/json": {"schema": PreferenceChange.model_json_schema()}}
+
+
 def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> APIRouter:
     """The three routes."""
     router = APIRouter(tags=["preferences"])
@@ -61,7 +65,7 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
         said = card.model_dump(mode="json") if card else {"id": name, "object": "preference", "enabled": False}
         return JSONResponse({**said, "revision": revision, "generation": generation}, status_code=status)
 
-    @router.post("/v1/preferences", response_model=None, status_code=201)
+    @router.post("/v1/preferences", response_model=None, status_code=201, openapi_extra=_takes(_UPLOAD))
     async def add_preference(request: Request) -> JSONResponse:
         """Add the preference that the archive in the body is of (`application/zip`)."""
 
@@ -70,7 +74,7 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
 
         return await answered(add(), 201)
 
-    @router.patch("/v1/preferences/{name}", response_model=None)
+    @router.patch("/v1/preferences/{name}", response_model=None, openapi_extra=_takes(_UPLOAD | _CHANGE))
     async def change_preference(name: str, request: Request) -> JSONResponse:
         """Give it another control (an archive, `application/zip`), or change `PreferenceChange`'s fields (JSON)."""
 
@@ -93,6 +97,11 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
         return JSONResponse({"id": name, "object": "preference", "deleted": True})
 
     return router
+
+
+def _takes(content: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAPI says of a body that the route reads by itself."""
+    return {"requestBody": {"required": True, "content": content}}
 
 
 async def _uploaded(request: Request, max_bytes: int) -> Files:

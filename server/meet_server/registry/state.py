@@ -7,11 +7,12 @@ revision 0 of a preference is the bundle's own, later ones are contents that the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from meet_bundle import Manifest, Preference
+from meet_bundle import Manifest, Preference, SoftPromptControls
 from meet_server.errors import RequestError
 
 FORMAT_VERSION = 1
@@ -116,7 +117,8 @@ def effective(manifest: Manifest, state: State, record: Record) -> Manifest:
     """The bundle's manifest with all that was changed: what requests may ask for.
 
     Mappings to a preference that is not served are left out. Raises RequestError `invalid_label`, `label_taken`
-    where two preferences would have one, and `last_preference` where none would be left.
+    where two preferences would have one, `control_refused` where two soft prompts would have a row of the model in
+    common, and `last_preference` where none would be left.
     """
     in_bundle = {p.name: p for p in manifest.preferences}
     names = [*in_bundle, *(name for name in state.entries if name not in in_bundle)]
@@ -142,11 +144,26 @@ def _hanging_together(manifest: Manifest, preferences: list[Preference]) -> Mani
         field: {value: name for value, name in getattr(manifest, field).items() if name in there}
         for field in ("verbosity", "effort")
     }
+    _check_rows(manifest, preferences)
     try:
         return Manifest.model_validate({**dict(manifest), **mapped, "preferences": without})
     except ValidationError as error:
         message = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
         raise RequestError("label_taken", message, param="aliases") from None
+
+
+def _check_rows(manifest: Manifest, preferences: list[Preference]) -> None:
+    if not isinstance(manifest.controls, SoftPromptControls):
+        return
+    num = manifest.controls.num_virtual_tokens
+    begins = sorted((p.first_token_id, p.name) for p in preferences if p.first_token_id is not None)
+    for (first, name), (following, other) in pairwise(begins):
+        if following < first + num:
+            raise RequestError(
+                "control_refused",
+                f"{name} and {other} would have rows of the model in common, from {following}; a soft prompt has "
+                "rows of its own: remove or disable one of the two",
+            )
 
 
 def _described(preference: Preference, name: str, entry: Entry) -> Preference:
