@@ -19,7 +19,8 @@ for tool in buildah mmdebstrap; do command -v "$tool" >/dev/null || fail "no $to
 
 if ! buildah inspect --type image "$base" >/dev/null 2>&1; then
   echo "making $base of Debian's packages"
-  mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3,python3-venv,python-is-python3 \
+  # With Python's headers, as the images of Python have them: what vLLM compiles includes them.
+  mmdebstrap --quiet --variant=minbase --include=ca-certificates,python3,python3-venv,python-is-python3,libpython3-dev \
     bookworm "$folder/base.tar"
   made=$(buildah from scratch)
   buildah add --quiet "$made" "$folder/base.tar" / >/dev/null
