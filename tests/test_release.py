@@ -86,11 +86,11 @@ def test_only_the_projects_own_files_say_its_version() -> None:
 
 
 def test_what_is_installed_here_satisfies_every_extra() -> None:
-    """Those of which anything is installed: of the two engines one, and trackers where they were wanted."""
+    """Those of which anything is installed: of the two engines one, and Ray and trackers where they were wanted."""
     for name, wanted in EXTRAS.items():
         requirements = [Requirement(each) for each in wanted]
         versions = {each.name: installed(each.name) for each in requirements}
-        if name in ("cpu", "cuda", "trackers") and None in versions.values():
+        if name in ("cpu", "cuda", "ray", "trackers") and None in versions.values():
             continue
         unmet = [str(each) for each in requirements if not each.specifier.contains(versions[each.name] or "0")]
         assert unmet == [], name

@@ -18,6 +18,7 @@ import click
 import pytest
 import yaml
 from documented import ROOT, Command, commands, inline_commands
+from ray_arguments import BUILDER, check_arguments
 
 from meet_cli.arguments import split_arguments
 from meet_cli.main import cli
@@ -181,6 +182,11 @@ def check_pip(words: list[str]) -> None:
         assert set(filter(None, wanted.split(","))) <= extras[name]
 
 
+def check_serve(words: list[str]) -> None:
+    assert words[:2] == ["run", BUILDER]
+    check_arguments(dict(word.split("=", 1) for word in words[2:]))
+
+
 def check_python(words: list[str]) -> None:
     subprocess.run([sys.executable, words[0], "--help"], check=True, capture_output=True)
 
@@ -199,6 +205,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "kubectl": check_kubectl,
     "pip": check_pip,
     "python": check_python,
+    "serve": check_serve,
     "cp": check_files_only,
     "head": check_files_only,
 }

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from documented import ROOT, Block, blocks
 from pydantic import ValidationError
+from ray_arguments import BUILDER, check_arguments
 
 from meet_bundle import LoraControls
 from meet_server.access.keyring import KeyFile
@@ -48,6 +49,11 @@ def test_yaml_is_part_of_a_configuration(block: Block) -> None:
     content = yaml.safe_load(block.content)
     if "apiVersion" in content:
         check_overlay(content)
+        return
+    if "applications" in content:
+        for application in content["applications"]:
+            assert application["import_path"] == BUILDER
+            check_arguments(application["args"])
         return
     said = {}
     for name, read in MODELS.items():

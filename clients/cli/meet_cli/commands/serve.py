@@ -12,8 +12,8 @@ from meet_cli.extras import require, require_engine
 
 @click.command(
     short_help="Serve a bundle over HTTP.",
-    epilog="Examples: meet serve bundles/demo --port 8000 -- --max-model-len 4096; "
-    "meet serve bundles/demo --ray --replicas 2",
+    epilog="Example: meet serve bundles/demo --port 8000 -- --max-model-len 4096, "
+    "or meet serve bundles/demo --ray --replicas 2",
 )
 @click.argument("bundle", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--host", help="Address to listen on; 127.0.0.1 by default, and any other needs keys.")
