@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -69,14 +70,10 @@ class Served:
         return {response.headers[REPLICA] for response in asked if response.status_code == 200}
 
     def process_of(self, replica: str) -> psutil.Process:
-        """Ray's process that is this replica, known by the log that it writes."""
-        for each in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if "ServeReplica" in " ".join(each.cmdline()) and any(
-                    replica in file.path for file in each.open_files()
-                ):
-                    return each
-        raise AssertionError(f"no process of {replica}")
+        """Ray's process that is this replica, as it calls itself in its log."""
+        self.text(None, replica)
+        (pid,) = set(re.findall(rf"pid=(\d+)\).* meet_Replica {replica} ", self.log.read_text()))
+        return psutil.Process(int(pid))
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +91,7 @@ def served(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         "RAY_TMPDIR": str(scratch),
         "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray makes one, and keeps it in the home folder
         "RAY_agent_register_timeout_ms": "120000",  # for a machine with other work
+        "RAY_DEDUP_LOGS": "0",
         "MEET_ADMIN_KEYS": ADMIN,
         "OMP_NUM_THREADS": "1",
     }
