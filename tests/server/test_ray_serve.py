@@ -222,7 +222,7 @@ def test_a_replica_that_is_killed_takes_nothing_with_it_but_what_it_worked_on(
     engine = process.children(recursive=True)
     assert engine
     before = served.text("concise")
-    sent, stop, stream = [], threading.Event(), []
+    sent, stop, stream, streams = [], threading.Event(), [], threading.Event()
 
     def ask(wish: str | None) -> None:
         while not stop.is_set():
@@ -238,12 +238,15 @@ def test_a_replica_that_is_killed_takes_nothing_with_it_but_what_it_worked_on(
         body = {"prompt": "rain", "max_tokens": 480, "ignore_eos": True, "stream": True}
         url = f"{served.url}{COMPLETIONS}"
         with httpx.stream("POST", url, json=body, headers=served.to(victim), timeout=120) as reply:
-            stream.extend(line for line in reply.iter_lines() if line)
+            for line in filter(None, reply.iter_lines()):
+                stream.append(line)
+                streams.set()
 
     with ThreadPoolExecutor(8) as pool:
         jobs = [pool.submit(ask, wish) for wish in (victim, victim, other, other, None, None)]
         time.sleep(3)
         jobs.append(pool.submit(listen))
+        assert streams.wait(60)  # else it would be refused as those that do not stream are
         while figure(served, victim, "meet_running_replies") < 2:
             time.sleep(0.05)
         killed = time.monotonic()
