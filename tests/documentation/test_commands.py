@@ -96,9 +96,11 @@ def files_may_be_missing(command: click.Command) -> Iterator[None]:
     needed = [p.type for p in command.params if isinstance(p.type, click.Path) and p.type.exists]
     for kind in needed:
         kind.exists = False
-    yield
-    for kind in needed:
-        kind.exists = True
+    try:
+        yield
+    finally:
+        for kind in needed:
+            kind.exists = True
 
 
 def check_files(name: str, given: dict[str, object]) -> None:

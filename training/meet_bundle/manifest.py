@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -149,6 +150,15 @@ class FileEntry(_Part):
     size: int = Field(ge=0)
 
 
+def overlap(preferences: Iterable[Preference], num_virtual_tokens: int) -> tuple[str, str, int] | None:
+    """Two soft prompts that have virtual tokens in common, and the first of those; None where there are none."""
+    begins = sorted((p.first_token_id, p.name) for p in preferences if p.first_token_id is not None)
+    for (first, name), (following, other) in itertools.pairwise(begins):
+        if following < first + num_virtual_tokens:
+            return name, other, following
+    return None
+
+
 class Manifest(_Part):
     """`meet.json`. `digest` is that of the rest of it, so that one altered byte anywhere is seen."""
 
@@ -198,10 +208,8 @@ class Manifest(_Part):
             return self
         if missing := [name for name, first in firsts.items() if first is None]:
             raise ValueError(f"first_token_id of {', '.join(missing)} is missing: soft prompts need one")
-        ordered = sorted((first, name) for name, first in firsts.items() if first is not None)
-        for (first, name), (following, other) in itertools.pairwise(ordered):
-            if following < first + self.controls.num_virtual_tokens:
-                raise ValueError(f"the virtual tokens of {name} and {other} overlap")
+        if (found := overlap(self.preferences, self.controls.num_virtual_tokens)) is not None:
+            raise ValueError(f"the virtual tokens of {found[0]} and {found[1]} overlap")
         return self
 
     def virtual_token_ids(self, name: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from meet_server.preferences.words import HEADER
 
 PREFERENCE, KEY_NAME, ID = "meet.preference", "meet.key", "meet.request_id"
 _CONTEXT = TraceContextTextMapPropagator()
+_ASKING = GENERATING | GENERATING_TOO
 
 
 class RequestSpan:
@@ -29,7 +30,7 @@ class RequestSpan:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope) if scope["type"] == "http" else ""
-        if path not in GENERATING | GENERATING_TOO or scope["method"] != "POST":
+        if path not in _ASKING or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

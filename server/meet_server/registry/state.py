@@ -7,12 +7,12 @@ revision 0 of a preference is the bundle's own, later ones are contents that the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from meet_bundle import Manifest, Preference, SoftPromptControls
+from meet_bundle.manifest import overlap
 from meet_server.errors import RequestError
 
 FORMAT_VERSION = 1
@@ -144,26 +144,18 @@ def _hanging_together(manifest: Manifest, preferences: list[Preference]) -> Mani
         field: {value: name for value, name in getattr(manifest, field).items() if name in there}
         for field in ("verbosity", "effort")
     }
-    _check_rows(manifest, preferences)
+    soft = manifest.controls if isinstance(manifest.controls, SoftPromptControls) else None
+    if soft and (found := overlap(preferences, soft.num_virtual_tokens)):
+        raise RequestError(
+            "control_refused",
+            f"{found[0]} and {found[1]} would have rows of the model in common, from {found[2]}; a soft prompt has "
+            "rows of its own: remove or disable one of the two",
+        )
     try:
         return Manifest.model_validate({**dict(manifest), **mapped, "preferences": without})
     except ValidationError as error:
         message = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
         raise RequestError("label_taken", message, param="aliases") from None
-
-
-def _check_rows(manifest: Manifest, preferences: list[Preference]) -> None:
-    if not isinstance(manifest.controls, SoftPromptControls):
-        return
-    num = manifest.controls.num_virtual_tokens
-    begins = sorted((p.first_token_id, p.name) for p in preferences if p.first_token_id is not None)
-    for (first, name), (following, other) in pairwise(begins):
-        if following < first + num:
-            raise RequestError(
-                "control_refused",
-                f"{name} and {other} would have rows of the model in common, from {following}; a soft prompt has "
-                "rows of its own: remove or disable one of the two",
-            )
 
 
 def _described(preference: Preference, name: str, entry: Entry) -> Preference:

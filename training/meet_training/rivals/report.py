@@ -42,7 +42,7 @@ def report_data(comparison: Comparison, rows: Sequence[Row]) -> dict[str, Any]:
         "interval": INTERVAL,
         "num_test_prompts": len(setting.split.test),
         "num_tuning_prompts": len(setting.split.tuning),
-        "classifier_accuracy": (right := setting.judge_accuracy) and asdict(right),
+        "classifier_accuracy": asdict(right) if (right := setting.judge_accuracy) else None,
         "missing": missing(comparison, rows),
         "rivals": [asdict(row) for row in rows],
         "searched": {outcome.name: _searched(comparison, outcome) for outcome in comparison.outcomes()},
