@@ -109,7 +109,7 @@ def test_stage_2_under_frozen_controls_leaves_every_control_as_stage_1_left_it(
 
 @pytest.mark.parametrize("kind", ["shared A", "after"])
 def test_stage_2_by_a_lora_of_the_model_is_merged(make_config: MakeConfig, kind: str) -> None:
-    stage2 = {"epochs": 1, "batch_size": 2, "learning_rate": 0.01, "model": "lora", "model_rank": 2}
+    stage2 = {"epochs": 1, "batch_size": 2, "learning_rate": 0.01, "model": "lora", "model_rank": 2, "centre": False}
     config = make_config(controls=KINDS[kind], stage2=stage2)
     bundle = train(config)
     probes_hold(bundle)
@@ -128,7 +128,7 @@ def test_stage_2_alone_starts_from_new_controls_or_from_those_of_a_bundle(
 ) -> None:
     first = train(make_config(stage2={"epochs": 0}, output=tmp_path / "first"))
     none = {"epochs": 0}
-    one_step = {"epochs": 0.1, "batch_size": 6, "learning_rate": 1e-5, "control_learning_rate": 1e-5}
+    one_step = {"epochs": 0.1, "batch_size": 6, "learning_rate": 1e-5, "control_learning_rate": 1e-5, "centre": False}
     fresh = train(make_config(stage1=none, stage2=one_step, output=tmp_path / "fresh"))
     from_first = train(make_config(stage1=none, stage2=one_step, start_from=first.path, output=tmp_path / "second"))
     trained, new, further = (load_controls(b)["short"] for b in (first, fresh, from_first))
