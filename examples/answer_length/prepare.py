@@ -4,8 +4,12 @@
 
 The data (AlpacaEval's model outputs, CC BY-NC 4.0) is not in this repository: answer_length_styles.train.jsonl.gz and
 answer_length_styles.valid.jsonl.gz, rows of `{"instruction", "output", "style", "model"}`. It writes into
-build/answer_length: `train.jsonl`; `calibration.prompts.jsonl`, prompts of the first part that nothing is trained on;
-and of the second part `test.prompts.jsonl`, `test.pairs.jsonl` and `test.neutral.jsonl`, its plain answers.
+build/answer_length:
+
+- of the first part, `train.jsonl`, where a detailed answer has at least twice the words of the concise one (a pair of
+  nearly equal answers teaches that the control does nothing), and `calibration.prompts.jsonl`, prompts that nothing is
+  trained on;
+- of the second part, `test.prompts.jsonl`, `test.pairs.jsonl` and `test.neutral.jsonl`, its plain answers.
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ from pathlib import Path
 
 WRITER = "gpt-3.5-turbo-1106"
 LABELS = {"concise": "concise", "verbose": "detailed", "plain": "plain"}
-NUM_TRAINED = 360
-"""Prompts of the first part that are trained on; the strengths are calibrated on the others."""
+NUM_TRAINED = 400
+"""Prompts of the first part that may be trained on; the strengths are calibrated on the others."""
+APART = 2.0
+"""How many times the words of its concise answer a prompt's detailed one has at least, to be trained on."""
 TARGET = Path(__file__).parents[2] / "build" / "answer_length"
 
 Row = dict[str, str]
@@ -33,9 +39,8 @@ def main() -> None:
     options = parser.parse_args()
     train, test = (list(rows(options.data / f"answer_length_styles.{part}.jsonl.gz")) for part in ("train", "valid"))
     trained = dict.fromkeys(list(dict.fromkeys(row["prompt"] for row in train))[:NUM_TRAINED])
-    sided = [row for row in train if row["preference"] != "plain"]
     write = partial(write_rows, options.target)
-    write("train.jsonl", (row for row in sided if row["prompt"] in trained))
+    write("train.jsonl", apart(row for row in train if row["prompt"] in trained))
     write("calibration.prompts.jsonl", prompts(row for row in train if row["prompt"] not in trained))
     write("test.prompts.jsonl", prompts(test))
     write("test.pairs.jsonl", (row for row in test if row["preference"] != "plain"))
@@ -48,6 +53,17 @@ def rows(path: Path) -> Iterator[Row]:
         for row in map(json.loads, lines):
             if row["model"] == WRITER:
                 yield {"prompt": row["instruction"], "reply": row["output"], "preference": LABELS[row["style"]]}
+
+
+def apart(found: Iterable[Row]) -> Iterator[Row]:
+    """Both answers to each prompt whose answers are of clearly different lengths."""
+    by_prompt: dict[str, dict[str, Row]] = {}
+    for row in found:
+        by_prompt.setdefault(row["prompt"], {})[row["preference"]] = row
+    for answers in by_prompt.values():
+        concise, detailed = (answers[side] for side in ("concise", "detailed"))
+        if len(detailed["reply"].split()) >= APART * len(concise["reply"].split()):
+            yield from (concise, detailed)
 
 
 def prompts(found: Iterable[Row]) -> Iterator[Row]:

@@ -12,11 +12,14 @@ from meet_training.config import load_config
 from meet_training.evaluation.evaluation_config import load_evaluation_config
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "answer_length"
-NUM_TRAINED = 360
+NUM_TRAINED = 400
 
 
 def row(number: int, style: str, model: str = "gpt-3.5-turbo-1106") -> str:
-    fields = {"instruction": f"question {number}", "output": f"{style} {number}", "style": style, "model": model}
+    """Answers of two words, detailed ones of four, and of three to every tenth question."""
+    more = {"verbose": " and" if number % 10 == 0 else " and more"}.get(style, "")
+    output = f"{style} {number}{more}"
+    fields = {"instruction": f"question {number}", "output": output, "style": style, "model": model}
     return json.dumps(fields) + "\n"
 
 
@@ -35,13 +38,18 @@ def test_what_is_trained_calibrated_and_tested_on_are_different_prompts(tmp_path
     subprocess.run(command, check=True, capture_output=True)
     made = {path.name: read(path) for path in target.iterdir()}
     trained = {each["prompt"] for each in made["train.jsonl"]}
-    assert len(trained) == NUM_TRAINED
+    assert trained == {f"question {number}" for number in range(NUM_TRAINED) if number % 10}
+    assert len(made["train.jsonl"]) == 2 * len(trained)
     assert {each["preference"] for each in made["train.jsonl"]} == {"concise", "detailed"}
-    assert made["calibration.prompts.jsonl"] == [{"prompt": "question 360"}, {"prompt": "question 361"}]
+    assert made["calibration.prompts.jsonl"] == [{"prompt": "question 400"}, {"prompt": "question 401"}]
     assert made["test.prompts.jsonl"] == [{"prompt": f"question {number}"} for number in range(900, 903)]
     assert [each["reply"] for each in made["test.neutral.jsonl"]] == [f"plain {number}" for number in range(900, 903)]
     assert len(made["test.pairs.jsonl"]) == 6
-    assert made["test.pairs.jsonl"][1] == {"prompt": "question 900", "reply": "verbose 900", "preference": "detailed"}
+    assert made["test.pairs.jsonl"][1] == {
+        "prompt": "question 900",
+        "reply": "verbose 900 and",
+        "preference": "detailed",
+    }
 
 
 def test_the_configurations_read_what_is_made() -> None:
