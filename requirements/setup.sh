@@ -24,6 +24,8 @@ fi
 
 if [ "$engine" = cpu ]; then
   command -v g++ >/dev/null || fail "no g++ here; vLLM compiles its sampler for this processor when it first runs"
+  "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.isfile(sysconfig.get_path("include") + "/Python.h"))' ||
+    fail "no Python.h of $("$python" --version) here, which vLLM compiles with; install its headers (python3-dev)"
 fi
 
 # The stamp names everything that the environment was made from, and is written last.

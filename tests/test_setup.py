@@ -35,6 +35,13 @@ def test_an_unsupported_python_is_refused(tmp_path: Path) -> None:
     refused(run_setup(PYTHON=str(old)), "Python 3.9.1 is not supported", "3.11, 3.12 or 3.13")
 
 
+def test_a_python_without_its_headers_is_refused(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text('#!/bin/sh\ncase "$*" in --version) echo "Python 3.12.1" ;; *Python.h*) exit 1 ;; esac\n')
+    bare.chmod(0o755)
+    refused(run_setup(PYTHON=str(bare), MEET_ENGINE="cpu"), "Python.h of Python 3.12.1", "python3-dev")
+
+
 def test_no_python_and_a_wrong_engine_are_refused(tmp_path: Path) -> None:
     refused(run_setup(PYTHON=str(tmp_path / "none")), "no", "none")
     refused(run_setup(PYTHON=sys.executable, MEET_ENGINE="tpu"), "MEET_ENGINE is 'tpu'", "cpu or cuda")
