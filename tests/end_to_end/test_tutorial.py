@@ -57,16 +57,19 @@ def test_the_tutorial_word_for_word(clone: Path, environment: dict[str, str]) ->
 
 
 def the_preference_shows(clone: Path, steps: list[Step]) -> None:
-    """In what `meet eval` says of prompts that nothing was trained on, and in the reply to the page's curl."""
+    """In what `meet eval` says of prompts that nothing was trained on, and in the replies to the page's last commands.
+
+    Without a control the model lists by itself, so that `plain` is the preference that must differ from it.
+    """
     report = json.loads((clone / "bundles" / "help-desk" / "report" / "evaluation.json").read_text())
     held = {row["preference"]: row for row in report["preferences"]}
     for name, row in held.items():
         shares = [f"{against} {row[f'holds_vs_{against}']['share']:.0%}" for against in AGAINST]
         print(f"{name} holds against its {', '.join(shares)}", flush=True)  # noqa: T201
     assert all(row["holds_vs_opposite"]["low"] > 0.5 for row in held.values())
-    assert held["steps"]["holds_vs_uncontrolled"]["low"] > 0.5
+    assert held["plain"]["holds_vs_uncontrolled"]["low"] > 0.5
     asked = next(step.output for step in steps if step.commands.startswith("curl "))
-    items = ATTRIBUTES["list_items"].measure(json.loads(asked)["choices"][0]["message"]["content"])
-    assert items >= 3, asked
-    told = steps[-1].output
-    assert ATTRIBUTES["list_items"].measure(told) < items, told
+    plain = json.loads(asked)["choices"][0]["message"]["content"]
+    items = ATTRIBUTES["list_items"].measure
+    assert items(plain) == 0, plain
+    assert items(steps[-1].output) >= 3, steps[-1].output

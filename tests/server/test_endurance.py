@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import time
-from typing import Any
 
 import httpx
-import load
+import many_clients
 import psutil
 import pytest
 from running_server import Server
 from test_batching import until
 
-CONCURRENT = 24
-PREFERENCES: list[Any] = [None, "concise", {"concise": 0.6, "detailed": 0.3}]
 OVERLOAD_S = float(os.environ.get("MEET_OVERLOAD_S", "300"))
 
 
@@ -31,23 +27,9 @@ def memory() -> int:
     return sum(each.memory_info().rss for each in (here, *here.children(recursive=True)))
 
 
-async def leave_at_random(server: Server, num: int) -> None:
-    """Ask so many times, half of them for a stream, and are gone within 150 ms."""
-    chance, limit = random.Random(0), asyncio.Semaphore(CONCURRENT)
-
-    async def leave(client: httpx.AsyncClient, number: int) -> None:
-        body = {"prompt": f"rain {number}", "max_tokens": 300, "ignore_eos": True, "stream": bool(number % 2)}
-        async with limit:
-            task = asyncio.create_task(
-                client.post("/v1/completions", json={**body, "preference": PREFERENCES[number % 3]})
-            )
-            await asyncio.sleep(chance.uniform(0, 0.15))
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
-        await asyncio.gather(*(leave(client, number) for number in range(num)))
-    await until(lambda: unfinished(server) == 0, 60)
+def leave(server: Server, num: int) -> None:
+    many_clients.leave(server.url, num)
+    asyncio.run(until(lambda: unfinished(server) == 0, 60))
 
 
 def still_answers(server: Server) -> None:
@@ -56,16 +38,16 @@ def still_answers(server: Server) -> None:
 
 
 def test_clients_that_leave_at_random_moments_leave_nothing_behind(server: Server) -> None:
-    asyncio.run(leave_at_random(server, 100))
+    leave(server, 100)
     still_answers(server)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_memory_is_flat_over_10_000_that_leave(server: Server) -> None:
-    asyncio.run(leave_at_random(server, 1000))
+    leave(server, 1000)
     before = memory()
-    asyncio.run(leave_at_random(server, 10_000))
+    leave(server, 10_000)
     grown = memory() - before
     print(f"10,000 clients left; memory grew by {grown / 2**20:.0f} MiB of {before / 2**20:.0f}")  # noqa: T201 - `pytest -s`
     assert grown < 64 << 20
@@ -82,13 +64,13 @@ def test_ten_times_too_many_do_not_slow_those_that_are_let_in(server: Server, nu
     queue._max_running, queue._max_waiting = 8, num_waiting
     capacity = 8 + num_waiting
     try:
-        load.clients(server.url, capacity, 5)
-        full = load.clients(server.url, capacity, 20)
-        over = load.clients(server.url, 10 * capacity, OVERLOAD_S)
+        many_clients.clients(server.url, capacity, 5)
+        full = many_clients.clients(server.url, capacity, 20)
+        over = many_clients.clients(server.url, 10 * capacity, OVERLOAD_S)
         ended = time.monotonic()
         asyncio.run(until(lambda: unfinished(server) == 0, 10))
         recovered_s = time.monotonic() - ended
-        again = load.clients(server.url, capacity, 10)
+        again = many_clients.clients(server.url, capacity, 10)
     finally:
         queue._max_running, queue._max_waiting = before
     ratio, after = over.median_s / full.median_s, again.median_s / full.median_s

@@ -1,15 +1,22 @@
-"""Clients in a process of their own, which ask a server again as soon as they were answered. Knows no MEET module."""
+"""Many clients in a process of their own: such as ask again as soon as they are answered, and such as leave."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import random
 import statistics
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
+
+LEAVING = 24  # at a time
+LEAVE_S = 0.15
+PREFERENCES: list[Any] = [None, "concise", {"concise": 0.6, "detailed": 0.3}]
 
 BODY = {"prompt": "rain", "max_tokens": 48, "ignore_eos": True, "stream": True, "preference": "concise"}
 
@@ -28,13 +35,42 @@ class Seen:
 
 def clients(url: str, num: int, seconds: float) -> Seen:
     """So many clients for so long. One that is refused comes again when Retry-After says."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as process:
-        return process.submit(_run, url, num, seconds).result(timeout=seconds + 120)
+    seen: Seen = _elsewhere(seconds + 120, _clients, url, num, seconds)
+    return seen
 
 
-def _run(url: str, num: int, seconds: float) -> Seen:
+def leave(url: str, num: int) -> None:
+    """Asks so many times, half of them for a stream, and is gone within LEAVE_S each time."""
+    _elsewhere(60 + num * LEAVE_S, _leave, url, num)
+
+
+def _elsewhere(timeout_s: float, run: Callable[..., Any], *args: Any) -> Any:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(run, *args).result(timeout_s)
+
+
+def _clients(url: str, num: int, seconds: float) -> Seen:
     return asyncio.run(_all(url, num, seconds))
+
+
+def _leave(url: str, num: int) -> None:
+    asyncio.run(_all_leave(url, num))
+
+
+async def _all_leave(url: str, num: int) -> None:
+    numbers = iter(range(num))
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http, asyncio.TaskGroup() as group:
+        for seed in range(LEAVING):
+            group.create_task(_leave_often(numbers, http, random.Random(seed)))
+
+
+async def _leave_often(numbers: Iterator[int], http: httpx.AsyncClient, chance: random.Random) -> None:
+    for number in numbers:
+        body = {"prompt": f"rain {number}", "max_tokens": 300, "ignore_eos": True, "stream": bool(number % 2)}
+        asked = asyncio.create_task(http.post("/v1/completions", json={**body, "preference": PREFERENCES[number % 3]}))
+        await asyncio.sleep(chance.uniform(0, LEAVE_S))
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
 
 
 async def _all(url: str, num: int, seconds: float) -> Seen:
