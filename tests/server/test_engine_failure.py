@@ -1,4 +1,7 @@
-"""An engine that hangs, in a server of its own: requests under way get an error, and another takes its place."""
+"""An engine that hangs, and one whose server is killed, each of a server of its own.
+
+Of the first, requests under way get an error, and another takes its place; the second ends too.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from controls import renamed
 
@@ -25,10 +29,17 @@ import sys
 from pathlib import Path
 from meet_server.run import serve
 from meet_server.settings import Settings
-bundle, registry, *engine_args = sys.argv[1:]
-serve(Settings(bundle=bundle, registry=registry, port=0, engine_args=engine_args, worker_start="fork",
+bundle, registry, worker_start, *engine_args = sys.argv[1:]
+serve(Settings(bundle=bundle, registry=registry, port=0, engine_args=engine_args, worker_start=worker_start,
                engine_timeout_s=3, engine_failure="restart"))
 """
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def children(pid: int) -> list[int]:
@@ -36,16 +47,36 @@ def children(pid: int) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+def start_server(bundle: Path, registry: Path, worker_start: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PROGRAM, str(bundle), str(registry), worker_start]
+    return subprocess.Popen([*command, "--kv-cache-memory-bytes=67108864"], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("worker_start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_nothing_is_left_of_a_server_that_is_killed(bundle: Path, tmp_path: Path, worker_start: str) -> None:
+    process = start_server(bundle, tmp_path / "registry", worker_start)
+    assert process.stdout is not None
+    with process.stdout as said:
+        url = said.readline().split()[1]
+        assert httpx.get(f"{url}/health/ready", timeout=60).status_code == 200
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) >= 2  # the engine's own and its worker
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 30
+    while (left := [each for each in started if is_alive(each)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for each in left:
+        each.kill()
+    assert not left
+
+
 @pytest.mark.slow
 def test_an_engine_that_hangs_is_replaced(bundle: Path, tmp_path: Path) -> None:
     opened, store = open_bundle(bundle), Store(tmp_path / "registry")
     content = store.keep(renamed(opened, "concise", "polite"))
     commit(opened, store, lambda state: added(state, opened.manifest, "polite", content))
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(bundle), str(tmp_path / "registry"), "--kv-cache-memory-bytes=67108864"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = start_server(bundle, tmp_path / "registry", "fork")
     try:
         assert process.stdout is not None
         url = process.stdout.readline().split()[1]

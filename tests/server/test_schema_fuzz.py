@@ -33,6 +33,7 @@ schemathesis.openapi.media_type(
 )
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 LIMIT_S = 30
+MODEL = "tiny"
 CHANGE = f"PATCH {PREFERENCES}/{{name}}"
 UNSUPPORTED = {"POST /v1/systemone": 501}  # what vLLM's document says of models that cannot do it
 # What makes a request that may end late end soon, by the field of each route. What is no number is left as it came.
@@ -107,6 +108,8 @@ def cases(operation: Any, mode: Any) -> st.SearchStrategy[Any]:
             case.body = bounded(operation.path, case.body)
             if operation.path in GENERATING and isinstance(case.body, dict) and draw(st.booleans()):
                 case.body["preference"] = draw(PREFERENCE.filter(is_json))
+            if isinstance(case.body, dict) and "model" in case.body and draw(st.booleans()):
+                case.body["model"] = MODEL  # a name made up is refused before anything else is looked at
         return case
 
     return changed()

@@ -13,4 +13,5 @@ memory_adapters    mixes, made from the controls that the workers hold
 resident_lora      LoRA on CPUs without slots; its matrices are in resident_weights
 cpu_lora           LoRA on CPUs for the layers that need slots
 banned_ids         virtual tokens are never produced
+end_with_parent    no engine outlives its server
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from meet_server.engine import banned_ids
+from meet_server.engine import banned_ids, end_with_parent
 
 NAME = "meet"
 SWITCH = "MEET_WORKERS"
@@ -16,8 +16,9 @@ STOCK_KERNELS = "MEET_STOCK_LORA_KERNELS"
 
 
 def register() -> None:
-    """Where MEET_WORKERS=1 says so: mixes by `memory_adapters`, and on CPUs adapters by `resident_lora` or, where that
-    cannot be, `cpu_lora`, seeds by `cpu_seeds`, and norms by `cpu_kernels`.
+    """Where MEET_WORKERS=1 says so: mixes by `memory_adapters`, an end along with the server by `end_with_parent`, and
+    on CPUs adapters by `resident_lora` or, where that cannot be, `cpu_lora`, seeds by `cpu_seeds`, and norms by
+    `cpu_kernels`.
 
     Where MEET_FIRST_BANNED_ID names an id, has models ban it and all above it by `banned_ids`.
     """
@@ -25,6 +26,7 @@ def register() -> None:
         banned_ids.install()
     if os.environ.get(SWITCH) != "1":
         return
+    end_with_parent.install()
     from meet_server.engine import memory_adapters
 
     memory_adapters.install()
