@@ -45,12 +45,13 @@ def test_clients_that_leave_at_random_moments_leave_nothing_behind(server: Serve
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_memory_is_flat_over_10_000_that_leave(server: Server) -> None:
-    leave(server, 1000)
+    """Once the cache's pages have been touched and there is a kernel for every size of batch."""
+    leave(server, 8000)
     before = memory()
     leave(server, 10_000)
-    grown = memory() - before
-    print(f"10,000 clients left; memory grew by {grown / 2**20:.0f} MiB of {before / 2**20:.0f}")  # noqa: T201 - `pytest -s`
-    assert grown < 64 << 20
+    grown = (memory() - before) / 2**20
+    print(f"10,000 clients left; memory grew by {grown:.1f} MiB of {before / 2**20:.0f}")  # noqa: T201 - `pytest -s`
+    assert grown < 32
     still_answers(server)
 
 
