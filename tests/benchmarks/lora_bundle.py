@@ -1,7 +1,7 @@
 """A bundle of random LoRA controls on a real model: as costly to serve as trained ones, and made in seconds.
 
 They are weak, so that in bfloat16 they pass the proof of what is served, which random noise of a trained control's size
-would not.
+would not; their probes are recorded in float32, where an effect so small is not lost in rounding.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def make_lora_bundle(model: Path, target: Path, num_controls: int) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     message = [{"role": "user", "content": "What is rain?"}]
     prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
     reply = tokenizer("Rain is water that falls from clouds.")["input_ids"]
     with writing_bundle(target) as folder:
-        base.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
         uncontrolled = _log_probs(base, prompt, reply)
+        base.to(torch.bfloat16).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
         preferences = [
             _preference(folder, f"c{index}", index, prompt, reply, uncontrolled) for index in range(num_controls)
         ]
@@ -55,7 +55,7 @@ def _preference(
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    base: Any = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     model: Any = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))).eval()
     by_input: dict[tuple[str, int], Any] = {}
     with torch.no_grad():
@@ -84,7 +84,7 @@ def _preference(
             start=len(prompt),
             controlled=_log_probs(model, prompt, reply),
             uncontrolled=uncontrolled,
-            dtype="bfloat16",
+            dtype="float32",
         ),
     )
 

@@ -149,7 +149,7 @@ def test_every_operation(server: Server, operations: list[Any], num_each: int) -
         warnings.simplefilter("ignore")
         answered = run(operations, num_each, send)
     print(f"{answered.total()} requests, answered with {dict(sorted(answered.items()))}")  # noqa: T201 - `pytest -s`
-    assert answered["200"] > answered.total() / 10
+    assert answered["200"] > answered.total() / 20  # half are made to be wrong, and most of the others by chance
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 

@@ -20,20 +20,19 @@ GRACE_S = 10
 _installed = False
 
 
-def install() -> None:
-    """For this process and those that it forks from now on, once. A process that `multiprocessing` did not start has
-    no parent here, and stays."""
+def install(prefix: str) -> None:
+    """For this process and those that it forks from now on, where their name begins so. Once."""
     global _installed
     if _installed:
         return
     _installed = True
-    _watch()
-    util.register_after_fork(_watch, lambda _: _watch())
+    _watch(prefix)
+    util.register_after_fork(_watch, lambda watch: watch(prefix))
 
 
-def _watch() -> None:
+def _watch(prefix: str) -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is not None and multiprocessing.current_process().name.startswith(prefix):
         threading.Thread(target=_end_after, args=(parent,), name="end-with-parent", daemon=True).start()
 
 

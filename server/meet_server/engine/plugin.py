@@ -13,6 +13,8 @@ NAME = "meet"
 SWITCH = "MEET_WORKERS"
 # Leaves adapters on CPUs to vLLM's own kernels. For comparison alone: they are slow, and up to 0.32 wrong.
 STOCK_KERNELS = "MEET_STOCK_LORA_KERNELS"
+# How vLLM's name of the process begins that starts workers. Those have an end along with it from vLLM.
+ENGINE_PROCESS = "EngineCore"
 
 
 def register() -> None:
@@ -26,7 +28,7 @@ def register() -> None:
         banned_ids.install()
     if os.environ.get(SWITCH) != "1":
         return
-    end_with_parent.install()
+    end_with_parent.install(ENGINE_PROCESS)
     from meet_server.engine import memory_adapters
 
     memory_adapters.install()
