@@ -12,6 +12,8 @@ import torch
 
 pytest.importorskip("vllm")
 
+from meet_server.engine import resident_weights
+from meet_server.engine.cpu_product import tiled
 from meet_server.engine.memory_adapters import check_finite, factors, mixed
 from meet_server.engine.resident_lora import ResidentLayer, ResidentManager, Step
 from meet_server.engine.resident_weights import MAX_FUSED_WIDTH, Strengths, check_fits, pack
@@ -67,7 +69,11 @@ A = {
 @pytest.mark.parametrize("slices", SLICES.values(), ids=SLICES)
 @pytest.mark.parametrize("a", A.values(), ids=A)
 @pytest.mark.parametrize("rank", [RANK, 48])
-def test_products(slices: tuple[int, ...], a: list[tuple[int, ...]], rank: int) -> None:
+@pytest.mark.parametrize("tile", [1, 32])
+def test_products(
+    monkeypatch: pytest.MonkeyPatch, slices: tuple[int, ...], a: list[tuple[int, ...]], rank: int, tile: int
+) -> None:
+    monkeypatch.setattr(resident_weights, "tiled", lambda num, _: -(-num // tile) * tile)
     controls = [control(slices, 10 + i, each[: len(slices)], rank) for i, each in enumerate(a)]
     x, y = inputs(len(WEIGHTS), sum(slices))
     expected, before = reference(y, x, slices, controls, WEIGHTS), y.clone()
@@ -84,9 +90,22 @@ def test_one_a_is_applied_once_for_all_slices_and_where_controls_are_many_for_al
     assert pack(layer(SLICES["qkv"]), apart).a.shape == (4 * RANK, IN)
 
 
+def test_narrow_matrices_have_whole_tiles_where_the_processor_multiplies_by_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = [control(SLICES["qkv"], 1, (5, 5, 5), dtype=torch.bfloat16)]
+    for has_tiles, rows in ((True, 32), (False, RANK)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has_tiles: has)
+        assert tiled(RANK, torch.bfloat16) == rows
+        assert tiled(RANK, torch.float32) == RANK
+    monkeypatch.undo()
+    packed = pack(layer(SLICES["qkv"]), one)
+    assert packed.a.shape == (tiled(RANK, torch.bfloat16), IN)
+
+
 def test_strengths_that_bfloat16_holds_are_multiplied_in_it_and_others_in_float32() -> None:
     def dtype(*strengths: float) -> torch.dtype:
-        return Strengths(torch.tensor([strengths])).wide(RANK, 1, torch.bfloat16).dtype
+        return Strengths(torch.tensor([strengths])).wide(RANK, 1, 3 * RANK, torch.bfloat16).dtype
 
     assert dtype(0, 1, -0.5) == torch.bfloat16
     assert dtype(0, 1, 0.7) == torch.float32

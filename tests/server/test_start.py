@@ -73,6 +73,13 @@ def test_soft_prompts_need_no_adapters(bundle: Path) -> None:
         assert (args.enforce_eager, args.block_size) == (True, 32)
 
 
+def test_layers_are_computed_by_vllms_kernels_for_cpus(bundle: Path) -> None:
+    if not releases.is_cpu():
+        pytest.skip("compiled on GPUs")
+    config = releases.engine_config(start.bundle_arguments(open_bundle(bundle), ())).compilation_config
+    assert "all" in config.custom_ops  # "none" leaves them to a compiler, which adapters turn off
+
+
 def test_no_model_folder(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="is no model folder"):
         start.plain_arguments(tmp_path, "base", ())

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+TILE = 32
+
+
+def tiled(num: int, dtype: torch.dtype) -> int:
+    """How many rows or columns a narrow matrix had best have.
+
+    Whole tiles where the processor multiplies by tiles (AMX), whose kernels take nothing else, and else what it needs.
+    """
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        return -(-num // TILE) * TILE
+    return num
 
 
 class Product:

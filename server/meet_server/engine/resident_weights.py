@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from meet_server.engine.cpu_product import Product
+from meet_server.engine.cpu_product import Product, tiled
 
 # Above this width the zeros of a block-diagonal B cost more than a product per slice, and columns of A that are alike
 # more than copying what one of them gives.
@@ -28,20 +28,20 @@ class Strengths:
 
     def __init__(self, table: Tensor) -> None:
         self.table = table
-        self._wide: dict[tuple[int, int, torch.dtype], Tensor] = {}
+        self._wide: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
 
-    def wide(self, rank: int, times: int, dtype: torch.dtype) -> Tensor:
-        """(T, times U rank): each strength as often as its control has columns.
+    def wide(self, rank: int, times: int, num_columns: int, dtype: torch.dtype) -> Tensor:
+        """(T, num_columns): each strength as often as its control has columns, which makes times U rank; then zeros.
 
         In that dtype where it holds every strength, as it does 0 and 1; else in float32, so that a product in place
         is rounded once: bfloat16 does not tell 2.01 and 2.00 apart.
         """
-        known = self._wide.get((rank, times, dtype))
-        if known is None:
+        key = (rank, times, num_columns, dtype)
+        if key not in self._wide:
             low = self.table.to(dtype)
-            known = low if torch.equal(low.float(), self.table) else self.table
-            known = self._wide[rank, times, dtype] = known.repeat_interleave(rank, 1).repeat(1, times)
-        return known
+            exact = low if torch.equal(low.float(), self.table) else self.table
+            self._wide[key] = _with_columns(exact.repeat_interleave(rank, 1).repeat(1, times), num_columns)
+        return self._wide[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +49,23 @@ class Packed:
     """A layer's matrices for U controls.
 
     `a` gives r columns, or U r, where one A serves all, U r where the slices of a control have one, and else S U r.
-    `b` is one product with all of these, or, in the last case and where that is wide, one for each slice.
+    `b` is one product with all of these, or, in the last case and where that is wide, one for each slice. Where there
+    are U r columns or S U r, columns of zeros may follow (`tiled`).
     """
 
     a: Product
     b: tuple[Product, ...]
     rank: int
     num_controls: int
+    times: int = 1  # S in the last case
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths | None) -> None:
         """y (T, out) += ((x A^T) * W) B, in place; without strengths, W is all ones."""
         h = self.a(x)
-        width = self.rank * self.num_controls
-        if h.shape[1] < width:
+        if h.shape[1] < self.rank * self.num_controls:
             h = h.repeat(1, self.num_controls)
         if strengths is not None:
-            h.mul_(strengths.wide(self.rank, h.shape[1] // width, h.dtype))
+            h.mul_(strengths.wide(self.rank, self.times, h.shape[1], h.dtype))
         if len(self.b) == 1:
             y.add_(self.b[0](h))
             return
@@ -87,17 +88,23 @@ def pack(layer: Any, controls: Sequence[Any]) -> Packed:
     if one_each:
         own = [_padded(row[0], rank) if row else first.new_zeros(rank, first.shape[1]) for row in all_a]
         shared = all(_same(row[0], first) for row in all_a if row)
+        copied = shared and width > MAX_FUSED_WIDTH
         if shared:
-            own = [first] * (len(controls) if width <= MAX_FUSED_WIDTH else 1)
+            own = [first] * (1 if copied else len(controls))
+        num = width if copied else tiled(width, first.dtype)
+        a = _padded(torch.cat(own), rank if copied else num)
         b = [torch.cat([_b(each, size, rank, first) for each, size in zip(row, sizes, strict=True)]) for row in table]
-        return Packed(Product(torch.cat(own)), (Product(torch.cat(b, 1)),), rank, len(controls))
+        return Packed(Product(a), (Product(_with_columns(torch.cat(b, 1), num)),), rank, len(controls))
     columns = list(zip(*table, strict=True))
     a = torch.cat([_a(each, rank, first) for column in columns for each in column])
     blocks = [torch.cat([_b(each, size, rank, first) for each in column], 1)
               for column, size in zip(columns, sizes, strict=True)]  # fmt: skip
     if len(blocks) > 1 and a.shape[0] <= MAX_FUSED_WIDTH:
         blocks = [torch.block_diag(*blocks)]  # type: ignore[no-untyped-call]
-    return Packed(Product(a), tuple(Product(block) for block in blocks), rank, len(controls))
+    if len(blocks) == 1:
+        num = tiled(a.shape[0], first.dtype)
+        a, blocks = _padded(a, num), [_with_columns(blocks[0], num)]
+    return Packed(Product(a), tuple(Product(block) for block in blocks), rank, len(controls), len(sizes))
 
 
 def slices_of(layer: Any, weights: Any) -> list[Factors]:
@@ -139,6 +146,12 @@ def _b(factors: Factors, size: int, rank: int, like: Tensor) -> Tensor:
         return like.new_zeros(size, rank)
     missing = rank - factors[1].shape[1]
     return functional.pad(factors[1], (0, missing)) if missing else factors[1]
+
+
+def _with_columns(matrix: Tensor, num: int) -> Tensor:
+    """The matrix with columns of zeros up to that many."""
+    missing = num - matrix.shape[1]
+    return functional.pad(matrix, (0, missing)) if missing else matrix
 
 
 def _padded(matrix: Tensor, rank: int) -> Tensor:

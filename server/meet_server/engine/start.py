@@ -59,7 +59,7 @@ def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
     manifest = bundle.manifest
     defaults = _common_defaults(bundle.model_path, manifest.name, manifest.model_dtype)
     if not isinstance(manifest.controls, LoraControls):
-        return _parse(defaults | _eager_on_cpu(), engine_args)
+        return _parse(defaults, engine_args)
     controls, cpu = manifest.controls, releases.is_cpu()
     args = _parse(defaults | lora_settings.lora_defaults(controls, cpu=cpu), engine_args)
     lora_settings.keep_in_memory(args, controls, len(manifest.preferences), cpu=cpu)
@@ -77,7 +77,7 @@ def max_parts(manifest: Manifest, args: Namespace) -> int | None:
 def plain_arguments(model: Path, name: str, engine_args: Sequence[str]) -> Namespace:
     """The same defaults for a model folder without controls."""
     defaults = _common_defaults(model, name, _dtype(_config(model)))
-    return _parse(defaults | _eager_on_cpu(), engine_args)
+    return _parse(defaults, engine_args)
 
 
 def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
@@ -177,13 +177,11 @@ def _common_defaults(model: Path, name: str, dtype: str) -> Defaults:
     if releases.is_cpu():
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         defaults["block-size"] = [32]
+        # Adapters turn compilation off; said from the start, it leaves vLLM's layers to their kernels for CPUs, else to
+        # PyTorch step by step. Without adapters, compiled was no faster and starts slower.
+        defaults["enforce-eager"] = []
         defaults["kv-cache-memory-bytes"] = [cpu_kv_bytes(_config(model), dtype, memory)]
     return defaults
-
-
-def _eager_on_cpu() -> Defaults:
-    """Adapters turn compilation off on CPUs. Without them too: it was no faster, and starts slower."""
-    return {"enforce-eager": []} if releases.is_cpu() else {}
 
 
 def _parse(defaults: Defaults, engine_args: Sequence[str]) -> Namespace:
