@@ -34,9 +34,6 @@ def ask(page: Any, label: str, question: str) -> None:
 
 
 def chat(page: Any) -> None:
-    set_slider(page, "concise", 1)
-    ask(page, "Message", QUESTION)
-    set_slider(page, "concise", 0)
     set_slider(page, "bulleted", 1)
     set_slider(page, "detailed", 0.5)
     ask(page, "Message", QUESTION)
