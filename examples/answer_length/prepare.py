@@ -61,8 +61,8 @@ def apart(found: Iterable[Row]) -> Iterator[Row]:
     for row in found:
         by_prompt.setdefault(row["prompt"], {})[row["preference"]] = row
     for answers in by_prompt.values():
-        concise, detailed = (answers[side] for side in ("concise", "detailed"))
-        if len(detailed["reply"].split()) >= APART * len(concise["reply"].split()):
+        concise, detailed = (answers.get(side) for side in ("concise", "detailed"))
+        if concise and detailed and len(detailed["reply"].split()) >= APART * len(concise["reply"].split()):
             yield from (concise, detailed)
 
 
