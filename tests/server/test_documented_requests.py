@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT / "tests" / "documentation"))
 from documented import Block, Command, blocks, commands  # noqa: E402
 
 ADDRESS = re.compile(r"http://(?:localhost|127\.0\.0\.1):8000")
-NAMES = {"smollm2-meet": "tiny", "help-desk": "tiny", "bulleted": "detailed", "prose": "detailed", "steps": "detailed",
-         "plain": "concise", "formal": "detailed"}  # fmt: skip
+NAMES = {"smollm2-meet": "tiny", "help-desk": "tiny", "bulleted": "detailed", "prose": "detailed", "steps": "concise",
+         "plain": "detailed", "formal": "detailed"}  # fmt: skip
 MAX_TOKENS = 8
 CURLS = [command for command in commands() if command.words[0] == "curl"]
 CHATS = [command for command in commands() if command.words[:2] == ["meet", "chat"]]
