@@ -94,6 +94,6 @@ def test_ten_times_too_many_do_not_slow_those_that_are_let_in(server: Server, nu
         f"time to first token {ratio:.2f} of that at capacity, {after:.2f} afterwards; empty after {recovered_s:.2f} s"
     )
     assert (full.num_refused, again.num_refused) == (0, 0)
-    assert over.num_refused > len(over.first_s) / 10
+    assert over.num_refused > len(over.first_s)
     assert ratio < 1.5
     assert after < 1.5

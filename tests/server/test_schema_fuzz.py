@@ -25,7 +25,7 @@ from schemathesis.checks import not_a_server_error
 from test_changing import Client
 from test_fuzz import ARCHIVE, PREFERENCE, examples
 
-from meet_server.http.paths import GENERATING, PREFERENCES
+from meet_server.http.paths import CHAT, COMPLETIONS, GENERATING, MESSAGES, PREFERENCES, RESPONSES
 
 schemathesis.openapi.media_type(
     "application/zip",
@@ -47,6 +47,14 @@ BOUNDS = {
     "thinking_token_budget": 2,
 }
 NEEDED = {"/v1/responses": "max_output_tokens"}
+# A request that is right but for what is added to it: a case of many fields at once seldom is.
+TURN = [{"role": "user", "content": "rain"}]
+RIGHT = {
+    CHAT: {"messages": TURN},
+    COMPLETIONS: {"prompt": "rain"},
+    RESPONSES: {"input": "rain"},
+    MESSAGES: {"messages": TURN},
+}
 
 
 def bounded(path: str, body: Any) -> Any:
@@ -105,7 +113,8 @@ def cases(operation: Any, mode: Any) -> st.SearchStrategy[Any]:
         if operation.label == CHANGE and draw(st.booleans()):
             case.path_parameters["name"] = draw(st.sampled_from(["concise", "detailed"]))
         if operation.method.upper() == "POST":
-            case.body = bounded(operation.path, case.body)
+            right = mode is MODES[0] and operation.path in RIGHT and draw(st.booleans())
+            case.body = bounded(operation.path, RIGHT[operation.path] if right else case.body)
             if operation.path in GENERATING and isinstance(case.body, dict) and draw(st.booleans()):
                 case.body["preference"] = draw(PREFERENCE.filter(is_json))
             if isinstance(case.body, dict) and "model" in case.body and draw(st.booleans()):
@@ -149,7 +158,7 @@ def test_every_operation(server: Server, operations: list[Any], num_each: int) -
         warnings.simplefilter("ignore")
         answered = run(operations, num_each, send)
     print(f"{answered.total()} requests, answered with {dict(sorted(answered.items()))}")  # noqa: T201 - `pytest -s`
-    assert answered["200"] > answered.total() / 20  # half are made to be wrong, and most of the others by chance
+    assert answered["200"] > answered.total() / 10
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
