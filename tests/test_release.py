@@ -56,6 +56,7 @@ def test_the_wheels_hold_everything_and_types(built: Path) -> None:
     for package in ("meet_bundle", "meet_training", "meet_server", "meet_cli", "meet_client"):
         assert f"{package}/py.typed" in names
     assert {f"meet_server/page/{name}" for name in ("index.html", "playground/page.js", "playground/page.css")} <= names
+    assert "meet_server/engine/lora_kernel.cpp" in names
     assert not [name for name in names if "node_modules" in name or name.startswith("tests/")]
 
 

@@ -16,12 +16,21 @@ from meet_server.engine import resident_weights
 from meet_server.engine.cpu_product import tiled
 from meet_server.engine.memory_adapters import check_finite, factors, mixed
 from meet_server.engine.resident_lora import ResidentLayer, ResidentManager, Step
-from meet_server.engine.resident_weights import MAX_FUSED_WIDTH, Strengths, check_fits, pack
+from meet_server.engine.resident_weights import MAX_FUSED_WIDTH, Fused, Strengths, check_fits, pack
 
 RANK, IN = 8, 32
+BY = ("kernel", "products")
 SLICES = {"one": (48,), "qkv": (32, 16, 16)}
 # Strengths of three controls on each token; no strength is an uncontrolled token.
 WEIGHTS = torch.tensor([[1, 0, 0], [0, 0, 0], [0.7, 0.5, 0], [0, -1, 2.01], [0.3, -0.2, 0.1]])
+
+
+@pytest.fixture
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How layers are computed: as they are here, by the kernel; or as where that cannot be compiled."""
+    if request.param == "products":
+        monkeypatch.setattr(resident_weights, "takes", lambda *_: False)
+    return str(request.param)
 
 
 def layer(slices: Sequence[int]) -> Any:
@@ -69,20 +78,23 @@ A = {
 @pytest.mark.parametrize("slices", SLICES.values(), ids=SLICES)
 @pytest.mark.parametrize("a", A.values(), ids=A)
 @pytest.mark.parametrize("rank", [RANK, 48])
-@pytest.mark.parametrize("tile", [1, 32])
-def test_products(
-    monkeypatch: pytest.MonkeyPatch, slices: tuple[int, ...], a: list[tuple[int, ...]], rank: int, tile: int
+@pytest.mark.parametrize(("by", "tile"), [("kernel", 1), ("products", 1), ("products", 32)], indirect=["by"])
+def test_sums(
+    monkeypatch: pytest.MonkeyPatch, by: str, slices: tuple[int, ...], a: list[tuple[int, ...]], rank: int, tile: int
 ) -> None:
     monkeypatch.setattr(resident_weights, "tiled", lambda num, _: -(-num // tile) * tile)
     controls = [control(slices, 10 + i, each[: len(slices)], rank) for i, each in enumerate(a)]
     x, y = inputs(len(WEIGHTS), sum(slices))
     expected, before = reference(y, x, slices, controls, WEIGHTS), y.clone()
-    pack(layer(slices), controls).add(y, x, Strengths(WEIGHTS))
+    packed = pack(layer(slices), controls)
+    assert isinstance(packed, Fused) == (by == "kernel")
+    packed.add(y, x, Strengths(WEIGHTS))
     torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
     assert torch.equal(y[1], before[1])  # bit for bit, or the prefix cache would differ
 
 
-def test_one_a_is_applied_once_for_all_slices_and_where_controls_are_many_for_all_of_them() -> None:
+@pytest.mark.parametrize("by", ["products"], indirect=True)
+def test_one_a_is_applied_once_for_all_slices_and_where_controls_are_many_for_all_of_them(by: str) -> None:
     shared = [control(SLICES["qkv"], i, (5, 5, 5)) for i in range(MAX_FUSED_WIDTH // RANK + 1)]
     assert pack(layer(SLICES["qkv"]), shared[:4]).a.shape == (4 * RANK, IN)
     assert pack(layer(SLICES["qkv"]), shared).a.shape == (RANK, IN)
@@ -93,12 +105,16 @@ def test_one_a_is_applied_once_for_all_slices_and_where_controls_are_many_for_al
 def test_narrow_matrices_have_whole_tiles_where_the_processor_multiplies_by_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def takes(*_: object) -> bool:
+        return False
+
     one = [control(SLICES["qkv"], 1, (5, 5, 5), dtype=torch.bfloat16)]
     for has_tiles, rows in ((True, 32), (False, RANK)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has_tiles: has)
         assert tiled(RANK, torch.bfloat16) == rows
         assert tiled(RANK, torch.float32) == RANK
     monkeypatch.undo()
+    monkeypatch.setattr(resident_weights, "takes", takes)
     packed = pack(layer(SLICES["qkv"]), one)
     assert packed.a.shape == (tiled(RANK, torch.bfloat16), IN)
 
@@ -111,7 +127,8 @@ def test_strengths_that_bfloat16_holds_are_multiplied_in_it_and_others_in_float3
     assert dtype(0, 1, 0.7) == torch.float32
 
 
-def test_controls_of_different_ranks() -> None:
+@pytest.mark.parametrize("by", BY, indirect=True)
+def test_controls_of_different_ranks(by: str) -> None:
     controls = [control((48,), 1, (5,), rank=4), control((48,), 2, (6,), rank=8)]
     x, y = inputs(5, 48)
     expected = reference(y, x, (48,), controls, WEIGHTS[:, :2])
@@ -119,7 +136,8 @@ def test_controls_of_different_ranks() -> None:
     torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
 
 
-def test_bfloat16_tells_strengths_apart_that_it_cannot_hold() -> None:
+@pytest.mark.parametrize("by", BY, indirect=True)
+def test_bfloat16_tells_strengths_apart_that_it_cannot_hold(by: str) -> None:
     one = [control((48,), 1, (5,), dtype=torch.bfloat16)]
     x, _ = inputs(1, 48, torch.bfloat16)
     outs = []
@@ -128,6 +146,26 @@ def test_bfloat16_tells_strengths_apart_that_it_cannot_hold() -> None:
         pack(layer((48,)), one).add(y, x, Strengths(torch.tensor([[strength]])))
         outs.append(y)
     assert not torch.equal(*outs)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "words"),
+    [
+        (3, torch.float32, r"\(3, 48\), inputs .* strengths \(5, 3\)"),
+        (5, torch.bfloat16, "bfloat16 .* weights .*float32"),
+    ],
+)
+def test_what_the_kernel_would_read_wrongly_is_refused(tokens: int, dtype: torch.dtype, words: str) -> None:
+    packed = pack(layer((48,)), [control((48,), seed, (5,)) for seed in range(3)])
+    x, y = inputs(tokens, 48, dtype)
+    with pytest.raises(ValueError, match=words):
+        packed.add(y, x, Strengths(WEIGHTS))
+
+
+def test_tokens_of_the_same_controls_are_side_by_side_and_those_of_none_left_out() -> None:
+    table = torch.tensor([[1.0, 0], [0, 1], [0, 0], [0.5, 0], [0, -1]])
+    assert Strengths(table).order.tolist() == [0, 3, 1, 4]
+    assert Strengths(torch.zeros(2, 1)).order.tolist() == []
 
 
 def test_weights_that_do_not_fit_are_refused_by_the_layers_name() -> None:
@@ -212,14 +250,15 @@ def adapter(lora_id: int, seed: int, shared: bool) -> Any:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_an_adapter_made_of_others_is_what_they_are_together(shared: bool) -> None:
+@pytest.mark.parametrize("by", BY, indirect=True)
+def test_an_adapter_made_of_others_is_what_they_are_together(by: str, shared: bool) -> None:
     parts = [(adapter(1, 1, shared), 0.7), (adapter(2, 2, shared), -0.5)]
     made = mixed(3, parts, max_rank=16)
     assert made.rank == (RANK if shared else 2 * RANK)
     x, y = inputs(4, 64)
     weights = torch.tensor([[0.7, -0.5]] * 4)
     expected = reference(y, x, SLICES["qkv"], [model.loras["qkv"] for model, _ in parts], weights)
-    pack(layer(SLICES["qkv"]), [made.loras["qkv"]]).add(y, x, None)
+    pack(layer(SLICES["qkv"]), [made.loras["qkv"]]).add(y, x, Strengths(torch.ones(4, 1)))
     torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-3)
 
 

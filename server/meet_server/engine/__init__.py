@@ -10,7 +10,9 @@ adapters           the controls and mixes that the engine holds, and who uses th
 lora_settings      which of vLLM's LoRA settings suit a bundle
 plugin             what is put into the engine's worker processes, and of that:
 memory_adapters    mixes, made from the controls that the workers hold
-resident_lora      LoRA on CPUs without slots; its matrices are in resident_weights
+resident_lora      LoRA on CPUs without slots; its matrices are in resident_weights,
+lora_kernel        and multiplied by a kernel of our own (lora_kernel.cpp), or without a compiler by
+cpu_product        products of vLLM's
 cpu_lora           LoRA on CPUs for the layers that need slots
 banned_ids         virtual tokens are never produced
 end_with_parent    no engine outlives its server

@@ -7,8 +7,8 @@ controls that the batch is made of, and what belongs to an adapter is one row of
 
 for T tokens and U controls in use. A mix of controls is no adapter of its own but another row of W, so that any number
 of mixes costs what their controls cost, and a new one costs nothing. Where all U controls have one A it is applied
-once, and once for all slices of a fused layer (query, key, value) that read the same input; otherwise the columns of
-the A's stand side by side. Both are exact. While no token of a batch has an adapter only the base layer is called.
+once, and once for all slices of a fused layer (query, key, value) that read the same input; otherwise each A by itself.
+Both are exact. While no token of a batch has an adapter only the base layer is called.
 
 Where a layer is not a plain linear one (embeddings, output layer, experts, fully sharded), vLLM's slots are used.
 When it goes: once vLLM's CPU kernels are as fast, `plugin.register` and this file.
@@ -30,7 +30,7 @@ from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
 from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
 
-from meet_server.engine.resident_weights import Packed, Strengths, check_fits, pack
+from meet_server.engine.resident_weights import Fused, Packed, Strengths, check_fits, pack
 
 # Combinations of controls whose matrices are kept in each layer. Batches move between few.
 MAX_COMBINATIONS = 8
@@ -56,7 +56,7 @@ class Step:
         """No token has an adapter."""
         self.controls: tuple[LoRAModel, ...] = ()
         self.combination: tuple[int, ...] = ()
-        self.strengths: Strengths | None = None  # None: one control, at strength 1 on every token
+        self.strengths = Strengths(torch.zeros(0, 0))
 
 
 class ResidentLayer:
@@ -67,7 +67,7 @@ class ResidentLayer:
         self._layer = layer
         self._base = layer.base_layer
         self._step = step
-        self._packed: dict[tuple[int, ...], Packed] = {}
+        self._packed: dict[tuple[int, ...], Fused | Packed] = {}
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         y: torch.Tensor = self._base.quant_method.apply(self._base, x, bias)
@@ -184,8 +184,7 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
                 table[row, column[model.id]] = strength
         self._step.combination = combination
         self._step.controls = self._combinations[combination]
-        alone = table.shape == (1, 1) and float(table) == 1.0
-        self._step.strengths = None if alone else Strengths(table[torch.from_numpy(rows)])
+        self._step.strengths = Strengths(table[torch.from_numpy(rows)])
 
     def _stand_aside(self, aside: bool) -> None:
         if aside != self._aside:

@@ -1,4 +1,4 @@
-"""The matrices of one layer for the controls in use, and the products with them. Used by `resident_lora` alone.
+"""The matrices of one layer for the controls in use, for a kernel or for products. Used by `resident_lora` alone.
 
 T tokens, r rank, S slices of a fused layer (query, key, value), U controls.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from meet_server.engine.cpu_product import Product, tiled
+from meet_server.engine.lora_kernel import KernelLayer, takes
 
 # Above this width the zeros of a block-diagonal B cost more than a product per slice, and columns of A that are alike
 # more than copying what one of them gives.
@@ -24,10 +25,16 @@ Factors = tuple[Tensor, Tensor] | None
 
 
 class Strengths:
-    """How much of each control every token of a batch has: (T, U) float32, made once a step and read by all layers."""
+    """How much of each control every token of a batch has: (T, U) float32, made once a step and read by all layers.
+
+    `order` is the tokens that have a control, those that have the same ones side by side.
+    """
 
     def __init__(self, table: Tensor) -> None:
-        self.table = table
+        self.table = table.contiguous()
+        marks = (self.table != 0).double() @ 2.0 ** torch.arange(table.shape[1], dtype=torch.double)  # a bit a control
+        self.order = torch.argsort(marks, stable=True)[int((marks == 0).sum()) :]
+        self.all_ones = bool((self.table == 1).all())
         self._wide: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
 
     def wide(self, rank: int, times: int, num_columns: int, dtype: torch.dtype) -> Tensor:
@@ -59,12 +66,12 @@ class Packed:
     num_controls: int
     times: int = 1  # S in the last case
 
-    def add(self, y: Tensor, x: Tensor, strengths: Strengths | None) -> None:
-        """y (T, out) += ((x A^T) * W) B, in place; without strengths, W is all ones."""
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+        """y (T, out) += ((x A^T) * W) B, in place."""
         h = self.a(x)
         if h.shape[1] < self.rank * self.num_controls:
             h = h.repeat(1, self.num_controls)
-        if strengths is not None:
+        if not strengths.all_ones:
             h.mul_(strengths.wide(self.rank, self.times, h.shape[1], h.dtype))
         if len(self.b) == 1:
             y.add_(self.b[0](h))
@@ -76,25 +83,75 @@ class Packed:
             column += out
 
 
-def pack(layer: Any, controls: Sequence[Any]) -> Packed:
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """The same by one call of a kernel of our own."""
+
+    layer: KernelLayer
+
+    def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
+        """y (T, out) += ((x A^T) * W) B, in place."""
+        if not (len(y) == len(x) == len(strengths.table) and y.dtype == x.dtype == self.layer.dtype):
+            raise ValueError(
+                f"outputs {y.dtype} {tuple(y.shape)}, inputs {x.dtype} {tuple(x.shape)}, "
+                f"strengths {tuple(strengths.table.shape)}, weights {self.layer.dtype}"
+            )
+        self.layer.add(y, x if x.stride(-1) == 1 else x.contiguous(), strengths.table, strengths.order)
+
+
+def pack(layer: Any, controls: Sequence[Any]) -> Fused | Packed:
     """`layer` is vLLM's linear layer with LoRA; of each control the LoRALayerWeights for it, or None."""
     sizes = tuple(layer.output_slices)
     table = [slices_of(layer, weights) for weights in controls]
     all_a = [[each[0] for each in row if each is not None] for row in table]
-    first = next(a for row in all_a for a in row)
     rank = max(a.shape[0] for row in all_a for a in row)
-    width = rank * len(controls)
+    return _fused(sizes, table, rank) or _packed(sizes, table, all_a, rank)
+
+
+def _fused(sizes: Sequence[int], table: Sequence[Sequence[Factors]], rank: int) -> Fused | None:
+    """None where the kernel does not take them."""
+    distinct: list[Tensor] = []
+    which = [[_index(each, distinct) for each in column] for column in zip(*table, strict=True)]
+    like = distinct[0]
+    if not takes(like.dtype, len(distinct), len(table), rank):
+        return None
+    a = torch.stack([_padded(each, rank) for each in distinct])
+    b = torch.stack([
+        torch.cat([_b(each, size, rank, like) for each, size in zip(row, sizes, strict=True)]).t() for row in table
+    ])  # fmt: skip
+    if all(row == which[0] for row in which):
+        which, sizes = which[:1], (sum(sizes),)
+    return Fused(KernelLayer(a, b, which, sizes))
+
+
+def _index(factors: Factors, distinct: list[Tensor]) -> int:
+    """Where a control's A stands among the distinct ones, to which it is added if it is new; any place without one."""
+    if factors is None:
+        return 0
+    for index, each in enumerate(distinct):
+        if _same(factors[0], each):
+            return index
+    distinct.append(factors[0])
+    return len(distinct) - 1
+
+
+def _packed(
+    sizes: Sequence[int], table: Sequence[Sequence[Factors]], all_a: Sequence[Sequence[Tensor]], rank: int
+) -> Packed:
+    """By products."""
+    first = next(a for row in all_a for a in row)
+    width = rank * len(table)
     one_each = all(_same(a, row[0]) for row in all_a for a in row)
     if one_each:
         own = [_padded(row[0], rank) if row else first.new_zeros(rank, first.shape[1]) for row in all_a]
         shared = all(_same(row[0], first) for row in all_a if row)
         copied = shared and width > MAX_FUSED_WIDTH
         if shared:
-            own = [first] * (1 if copied else len(controls))
+            own = [first] * (1 if copied else len(table))
         num = width if copied else tiled(width, first.dtype)
         a = _padded(torch.cat(own), rank if copied else num)
         b = [torch.cat([_b(each, size, rank, first) for each, size in zip(row, sizes, strict=True)]) for row in table]
-        return Packed(Product(a), (Product(_with_columns(torch.cat(b, 1), num)),), rank, len(controls))
+        return Packed(Product(a), (Product(_with_columns(torch.cat(b, 1), num)),), rank, len(table))
     columns = list(zip(*table, strict=True))
     a = torch.cat([_a(each, rank, first) for column in columns for each in column])
     blocks = [torch.cat([_b(each, size, rank, first) for each in column], 1)
@@ -104,7 +161,7 @@ def pack(layer: Any, controls: Sequence[Any]) -> Packed:
     if len(blocks) == 1:
         num = tiled(a.shape[0], first.dtype)
         a, blocks = _padded(a, num), [_with_columns(blocks[0], num)]
-    return Packed(Product(a), tuple(Product(block) for block in blocks), rank, len(controls), len(sizes))
+    return Packed(Product(a), tuple(Product(block) for block in blocks), rank, len(table), len(sizes))
 
 
 def slices_of(layer: Any, weights: Any) -> list[Factors]:
@@ -133,7 +190,7 @@ def check_fits(layer: Any, name: str, weights: Any) -> None:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or torch.equal(a, b)
+    return a is b or (a.shape == b.shape and torch.equal(a, b))
 
 
 def _a(factors: Factors, rank: int, like: Tensor) -> Tensor:
