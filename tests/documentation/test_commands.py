@@ -1,7 +1,8 @@
 """Every command that the documentation shows is one: programs, options, targets and files are there.
 
 `meet` is parsed by its own parser, with configurations and overrides read where their file is in the repository.
-Engine arguments, `vllm serve` and `curl` are in `tests/server/test_documented_requests.py`.
+Engine arguments, `vllm serve` and `curl` are in `tests/server/test_documented_requests.py`; which test runs a command
+is in `run_by.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 import yaml
 from documented import ROOT, Command, commands, inline_commands
 from ray_arguments import BUILDER, check_arguments
+from run_by import LONG, NOT_RUN, README, REQUESTS, RULES, SECONDS, STOCK, reason_not_to_run, run_by
 
 from meet_cli.arguments import split_arguments
 from meet_cli.main import cli
@@ -29,6 +31,7 @@ from meet_training.evaluation.evaluation_config import load_evaluation_config
 from meet_training.rivals.compare_config import load_compare_config
 
 ELSEWHERE = ("curl", "vllm")  # in tests/server/test_documented_requests.py
+ASKING = {SECONDS, REQUESTS, README, LONG, STOCK}  # the others run a page, an installation or all that CI does
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -60,6 +63,22 @@ def test_one_within_a_sentence_has_only_options_that_there_are(command: Command)
     takes_fields = found.context_settings.get("ignore_unknown_options", False)
     given = {word.partition("=")[0] for word in rest if word.startswith("-")}
     assert {name for name in given if not takes_fields or "." not in name} <= {*known, "--help", "--output"}
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.place)
+def test_a_test_runs_it(command: Command) -> None:
+    """Or it is said why none can."""
+    test = run_by(command)
+    assert (test is None) == (reason_not_to_run(command) is not None), f"{command.place}: no test runs {command.text}"
+
+
+def test_who_runs_what_is_true() -> None:
+    """The tests are there; each reason is of a command that is there; `run_by` is what those tests ask."""
+    for test, _ in RULES:
+        assert (ROOT / test).is_file()
+    texts = [command.text.strip() for command in commands()]
+    assert all(any(re.match(pattern, text) for text in texts) for pattern in NOT_RUN)
+    assert all("commands_run_by(" in (ROOT / test).read_text() for test in ASKING)
 
 
 def test_there_is_something_to_check() -> None:

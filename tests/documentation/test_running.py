@@ -1,7 +1,7 @@
 """What the documentation shows of `meet`, run for real where it takes seconds: inspection, bundles, transcripts.
 
-The bundles are trained here on the tiny model, under the names that the pages have. What trains, measures or serves for
-minutes is only parsed (`test_commands.py`); of the tutorial everything is run by its own test.
+The bundles are trained here on the tiny model, under the names that the pages have. `run_by.py` says where the other
+commands are run.
 """
 
 from __future__ import annotations
@@ -16,20 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from documented import ROOT, Block, Command, blocks, commands, commands_of
+from documented import ROOT, Block, Command, blocks, commands_of
+from run_by import SECONDS, blocks_run_by, commands_run_by, inspects_an_example, starts
 
 from meet_cli.main import cli, run
 
-INSPECTS = [
-    command
-    for command in commands()
-    if command.words[:3] == ["meet", "data", "inspect"]
-    and (ROOT / command.words[3]).exists()
-    and "examples/hub/" not in command.text  # a hub's data
-]
-BUNDLES = [
-    block for block in blocks("shell") if all(command.words[:2] == ["meet", "bundle"] for command in commands_of(block))
-]
+INSPECTS = [command for command in commands_run_by(SECONDS) if inspects_an_example(command)]
+BUNDLES = [block for block in blocks_run_by(SECONDS) if starts("meet", "bundle")(next(commands_of(block)))]
 TEXTS = {"docs/DATA.md": "refusal", "docs/BUNDLE.md": "tree"}
 
 

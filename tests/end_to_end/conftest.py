@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ from meet_bundle import Bundle, open_bundle
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "demo"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "demo"
 # Enough for the controls to be told apart with certainty, not for the demo's bounds: `make demo ONCE=1` is for those.
 SMALL = {
     "examples_per_preference": 16,
@@ -30,6 +32,24 @@ SOFT = {
     "stage1": {"epochs": 3, "batch_size": 2},
     "stage2": {"epochs": 0},
 }
+
+
+OF_THE_TESTS = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "MEET_CACHE", "MEET_API_KEY", "PYTHONPATH")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What is committed, and nothing else."""
+    folder = tmp_path / "meet"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True, timeout=120)
+    return folder
+
+
+@pytest.fixture
+def new_user(tmp_path: Path) -> dict[str, str]:
+    """The environment of one: nothing in the cache, and nothing that the tests have set."""
+    kept = {name: value for name, value in os.environ.items() if name not in OF_THE_TESTS}
+    return kept | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
 @pytest.fixture(scope="session")

@@ -12,41 +12,37 @@ import sys
 from pathlib import Path
 
 import pytest
-from tutorial_page import Step, run_page
+from page_shell import Step
+from tutorial_page import run_page
 
 from meet_training.data.attributes import ATTRIBUTES
 
-ROOT = Path(__file__).parents[2]
 SOURCES = ("training", "server", "clients/cli", "clients/python")
 FIFTEEN_MINUTES_S = 15 * 60
 AGAINST = ("opposite", "uncontrolled", "prompted")
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Path:
-    """What is committed, with an installation of it."""
-    folder = tmp_path / "meet"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True, timeout=120)
+def installed_clone(clone: Path) -> Path:
+    """The clone with an installation of it."""
     if os.environ.get("MEET_TUTORIAL_INSTALL"):
-        subprocess.run(["make", "--silent", "setup"], cwd=folder, check=True, timeout=1200)
+        subprocess.run(["make", "--silent", "setup"], cwd=clone, check=True, timeout=1200)
     else:
-        (folder / ".venv").symlink_to(sys.prefix)
-    return folder
+        (clone / ".venv").symlink_to(sys.prefix)
+    return clone
 
 
 @pytest.fixture
-def environment(clone: Path, tmp_path: Path) -> dict[str, str]:
-    """That of a new user: nothing in the cache. The clone's own sources are run, whoever installed the environment."""
-    left_out = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "MEET_CACHE", "MEET_API_KEY")
-    kept = {name: value for name, value in os.environ.items() if name not in left_out}
-    sources = os.pathsep.join(str(clone / source) for source in SOURCES)
-    return kept | {"PYTHONPATH": sources, "XDG_CACHE_HOME": str(tmp_path / "cache"), "VLLM_LOGGING_LEVEL": "ERROR"}
+def environment(installed_clone: Path, new_user: dict[str, str]) -> dict[str, str]:
+    """That of a new user. The clone's own sources are run, whoever installed the environment."""
+    sources = os.pathsep.join(str(installed_clone / source) for source in SOURCES)
+    return new_user | {"PYTHONPATH": sources, "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_tutorial_word_for_word(clone: Path, environment: dict[str, str]) -> None:
-    steps = []
+def test_the_tutorial_word_for_word(installed_clone: Path, environment: dict[str, str]) -> None:
+    steps, clone = [], installed_clone
     for step in run_page(clone / "docs" / "TUTORIAL.md", clone, environment):
         print(f"{step.seconds:6.1f} s  {step.commands.splitlines()[0]}", flush=True)  # noqa: T201
         steps.append(step)

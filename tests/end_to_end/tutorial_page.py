@@ -5,27 +5,12 @@ Knows nothing of what the commands do but that `meet serve` goes on until it is 
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-READY = "http://127.0.0.1:8000/health/ready"
-
-
-class Step(NamedTuple):
-    """One block of commands that was run."""
-
-    commands: str
-    seconds: float
-    output: str
+from page_shell import Step, run, serving
 
 
 def commands_of(page: Path) -> list[str]:
@@ -46,41 +31,3 @@ def run_page(page: Path, folder: Path, environment: Mapping[str, str]) -> Iterat
         yield Step(blocks[served], time.monotonic() - begun, "")
         for block in blocks[served + 1 :]:
             yield run(block, folder, environment)
-
-
-def run(block: str, folder: Path, environment: Mapping[str, str]) -> Step:
-    """One block that ends. Fails with what it printed where a command of it fails."""
-    begun = time.monotonic()
-    done = subprocess.run(
-        ["bash", "-e", "-c", block], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-    return Step(block, time.monotonic() - begun, done.stdout)
-
-
-@contextmanager
-def serving(block: str, folder: Path, environment: Mapping[str, str]) -> Iterator[None]:
-    """The server that the block starts, once it is ready; stopped as Ctrl-C does."""
-    assert not is_ready(), "something serves on port 8000, which the page's server wants"
-    log = folder / "serve.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            ["bash", "-c", f"exec {block}"], cwd=folder, env=environment, stdout=file, stderr=file, process_group=0
-        )
-    try:
-        while not is_ready():
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.5)
-        yield
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=60)
-
-
-def is_ready() -> bool:
-    try:
-        with urllib.request.urlopen(READY, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False

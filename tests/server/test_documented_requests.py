@@ -27,13 +27,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "documentation"))
 
 from documented import Block, Command, blocks, commands  # noqa: E402
+from run_by import REQUESTS, commands_run_by  # noqa: E402
 
 ADDRESS = re.compile(r"http://(?:localhost|127\.0\.0\.1):8000")
 NAMES = {"smollm2-meet": "tiny", "help-desk": "tiny", "bulleted": "detailed", "prose": "detailed", "steps": "concise",
          "plain": "detailed", "formal": "detailed"}  # fmt: skip
 MAX_TOKENS = 8
-CURLS = [command for command in commands() if command.words[0] == "curl"]
-CHATS = [command for command in commands() if command.words[:2] == ["meet", "chat"]]
+CURLS = [command for command in commands_run_by(REQUESTS) if command.words[0] == "curl"]
+CHATS = [command for command in commands_run_by(REQUESTS) if command.words[0] == "meet"]
 PYTHON = [block for block in blocks("python") if not block.includes and block.page != "docs/PYTHON.md"]
 # Options of curl that pages use, and whether they take a value.
 OPTIONS = {"-s": False, "-i": False, "-H": True, "-d": True, "-X": True}
