@@ -25,7 +25,7 @@ NOT_RUN = {
     r"docker ": "wants a Docker engine; `make test-image` builds the Dockerfile with buildah and asks the image",
     r"kubectl ": "wants a cluster; tests/test_deploy.py reads every manifest",
     r"MEET_ENGINE=cuda make setup": "wants an NVIDIA driver; tests/test_setup.py",
-    r"make test-slow": "is what runs the long ones of these",
+    r"make test-(slow|release)": "is what runs the long ones of these",
     r"serve run .* gpus=1": "wants GPUs; `make test-ray` runs the same application by `meet serve --ray`",
 }
 """What is read and parsed only, by a pattern of its text, and what is run in its place."""
@@ -70,7 +70,6 @@ RULES: list[tuple[str, Rule]] = [
     (STOCK, starts("vllm", "serve")),
     (RAY, lambda command: starts("meet", "serve")(command) and "--ray" in command.words),
     (RELEASE, starts("pip", "install")),
-    (RELEASE, starts("make", "test-release")),
     (CONTINUOUS, made_by_ci),
     (LONG, starts("make", "sbom")),
     (LONG, lambda command: command.words[0] in ("meet", "python", "torchrun", "accelerate")),

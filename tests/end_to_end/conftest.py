@@ -15,7 +15,7 @@ import yaml
 
 from meet_bundle import Bundle, open_bundle
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "documentation")]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "demo"

@@ -16,7 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+SOURCES = ("training", "server", "clients/cli", "clients/python")
 READY = "http://127.0.0.1:8000/health/ready"
+
+
+def python_path(root: Path) -> str:
+    """PYTHONPATH of the sources in a checkout, which are then run whoever installed the environment."""
+    return os.pathsep.join(str(root / source) for source in SOURCES)
 
 
 class Step(NamedTuple):

@@ -21,19 +21,14 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from page_shell import run, serving
+from documented import ROOT, Command, blocks, commands_of
+from page_shell import python_path, run, serving
+from run_by import LONG, commands_run_by, starts
 
 from meet_bundle import open_bundle
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "documentation"))
-
-from documented import Command, blocks, commands_of  # noqa: E402
-from run_by import LONG, commands_run_by, starts  # noqa: E402
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-SOURCES = ("training", "server", "clients/cli", "clients/python")
 SERVER = "http://127.0.0.1:8000"
 SERVE = "meet serve bundles/demo --port 8000 -- --max-model-len 4096"
 KEY = "sk-0123456789abcdef"
@@ -115,7 +110,7 @@ def folder(base: Path, environment: dict[str, str], tmp_path_factory: pytest.Tem
 def environment() -> dict[str, str]:
     """A thread for each process, which is quickest for a tiny model; nothing is fetched."""
     paths = {
-        "PYTHONPATH": os.pathsep.join(str(ROOT / source) for source in SOURCES),
+        "PYTHONPATH": python_path(ROOT),
         "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ["PATH"]]),
     }
     quick = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
@@ -161,7 +156,7 @@ def test_it_ends_well(unit: list[Command], folder: Path, environment: dict[str, 
 def check_made(command: Command, folder: Path, said: str) -> None:
     """What such a command is given for is there afterwards."""
     words = command.words
-    if words[1] == "inspect" or words[:3] == ["meet", "data", "inspect"]:
+    if words[:3] == ["meet", "data", "inspect"]:
         assert "concise" in said
     elif words[:2] == ["meet", "train"]:
         outputs = [word.removeprefix("--output=") for word in words if word.startswith("--output=")]

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from documented import commands
 from page_shell import run, serving
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "documentation"))
-
-from documented import commands  # noqa: E402
-from run_by import README, commands_run_by  # noqa: E402
+from run_by import README, commands_run_by
 
 
 @pytest.mark.slow

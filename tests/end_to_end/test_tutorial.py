@@ -12,12 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from page_shell import Step
+from page_shell import Step, python_path
 from tutorial_page import run_page
 
 from meet_training.data.attributes import ATTRIBUTES
 
-SOURCES = ("training", "server", "clients/cli", "clients/python")
 FIFTEEN_MINUTES_S = 15 * 60
 AGAINST = ("opposite", "uncontrolled", "prompted")
 
@@ -35,8 +34,7 @@ def installed_clone(clone: Path) -> Path:
 @pytest.fixture
 def environment(installed_clone: Path, new_user: dict[str, str]) -> dict[str, str]:
     """That of a new user. The clone's own sources are run, whoever installed the environment."""
-    sources = os.pathsep.join(str(installed_clone / source) for source in SOURCES)
-    return new_user | {"PYTHONPATH": sources, "VLLM_LOGGING_LEVEL": "ERROR"}
+    return new_user | {"PYTHONPATH": python_path(installed_clone), "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
 @pytest.mark.slow

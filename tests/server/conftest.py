@@ -18,7 +18,7 @@ _TORCH_CAN_FORK = "torch" not in sys.modules or os.environ.get("OMP_NUM_THREADS"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "documentation")]
 
 import pytest  # noqa: E402
 from client_absent import absent  # noqa: E402

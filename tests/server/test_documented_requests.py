@@ -10,24 +10,18 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner
+from documented import ROOT, Block, Command, blocks, commands
+from run_by import REQUESTS, commands_run_by
 from running_server import Server
 
 from meet_cli.main import cli, run
 from meet_server.engine import releases
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "documentation"))
-
-from documented import Block, Command, blocks, commands  # noqa: E402
-from run_by import REQUESTS, commands_run_by  # noqa: E402
 
 ADDRESS = re.compile(r"http://(?:localhost|127\.0\.0\.1):8000")
 NAMES = {"smollm2-meet": "tiny", "help-desk": "tiny", "bulleted": "detailed", "prose": "detailed", "steps": "concise",

@@ -102,19 +102,14 @@ def test_one_a_is_applied_once_for_all_slices_and_where_controls_are_many_for_al
     assert pack(layer(SLICES["qkv"]), apart).a.shape == (4 * RANK, IN)
 
 
-def test_narrow_matrices_have_whole_tiles_where_the_processor_multiplies_by_them(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def takes(*_: object) -> bool:
-        return False
-
+@pytest.mark.parametrize("by", ["products"], indirect=True)
+def test_narrow_matrices_have_whole_tiles_where_the_processor_multiplies_by_them(by: str) -> None:
     one = [control(SLICES["qkv"], 1, (5, 5, 5), dtype=torch.bfloat16)]
     for has_tiles, rows in ((True, 32), (False, RANK)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has_tiles: has)
-        assert tiled(RANK, torch.bfloat16) == rows
-        assert tiled(RANK, torch.float32) == RANK
-    monkeypatch.undo()
-    monkeypatch.setattr(resident_weights, "takes", takes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=has_tiles: has)
+            assert tiled(RANK, torch.bfloat16) == rows
+            assert tiled(RANK, torch.float32) == RANK
     packed = pack(layer(SLICES["qkv"]), one)
     assert packed.a.shape == (tiled(RANK, torch.bfloat16), IN)
 

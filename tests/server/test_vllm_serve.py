@@ -14,12 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from run_by import STOCK, commands_run_by
 
 from meet_server.stock import PreferencePlugin
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "documentation"))
-
-from run_by import STOCK, commands_run_by
 
 [ON_A_BUNDLE, ON_AN_ADAPTER] = sorted(commands_run_by(STOCK), key=lambda command: command.page, reverse=True)
 SMALL = ["--enforce-eager", "--kv-cache-memory-bytes=67108864", "--max-loras=2"]

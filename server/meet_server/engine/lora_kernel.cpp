@@ -16,7 +16,7 @@ constexpr int WIDE = 4;
 constexpr int BLOCK = WIDE * LANES;  // outputs, and
 constexpr int TOKENS = 4;            // tokens, whose sums are kept in registers
 constexpr int64_t MAX_COLUMNS = 1024;
-constexpr int64_t ONE_THREAD = 32768;  // products, up to which waking other threads costs more than it saves
+constexpr int64_t ONE_THREAD = 32768;  // products, beneath which no other thread is woken; not tuned
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
@@ -129,7 +129,7 @@ struct Layer {
   const void* b;          // (controls, rank, out)
   const int64_t* a_of;    // (slices, controls): which A
   const int64_t* bounds;  // (slices + 1,): where each slice begins in out
-  int64_t num_a, rank, in, out, controls, slices;
+  int64_t rank, in, out, controls, slices;
 };
 
 // N tokens, outputs from..to

@@ -36,7 +36,7 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("a", "b", "a_of", "bounds")),
-        *((name, ctypes.c_int64) for name in ("num_a", "rank", "in_", "out", "controls", "slices")),
+        *((name, ctypes.c_int64) for name in ("rank", "in_", "out", "controls", "slices")),
     )
 
 
@@ -50,15 +50,13 @@ class KernelLayer:
     def __init__(self, a: Tensor, b: Tensor, a_of: Sequence[Sequence[int]], slices: Sequence[int]) -> None:
         if not takes(a.dtype, a.shape[0], b.shape[0], a.shape[1]):
             raise ValueError(f"A is {a.dtype} {tuple(a.shape)}, B {tuple(b.shape)}: the kernel does not take that")
-        (num_a, rank, in_), (controls, _, out) = a.shape, b.shape
+        (_, rank, in_), (controls, _, out) = a.shape, b.shape
         self._function = _functions()[a.dtype]
         bounds = torch.tensor([0, *slices], dtype=torch.int64).cumsum(0)
         self._kept = (a.contiguous(), b.contiguous(), torch.tensor(a_of, dtype=torch.int64), bounds)
-        self._layer = _Layer(
-            *(tensor.data_ptr() for tensor in self._kept), num_a, rank, in_, out, controls, len(slices)
-        )
+        self._layer = _Layer(*(tensor.data_ptr() for tensor in self._kept), rank, in_, out, controls, len(slices))
         self._address = ctypes.addressof(self._layer)
-        self.dtype, self.num_controls = a.dtype, controls
+        self.dtype = a.dtype
 
     def add(self, y: Tensor, x: Tensor, strengths: Tensor, order: Tensor) -> None:
         """y (T, out) += what the controls make of x (T, in), in place, both with contiguous rows of the layer's dtype.

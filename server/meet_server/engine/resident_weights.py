@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,15 +28,24 @@ Factors = tuple[Tensor, Tensor] | None
 class Strengths:
     """How much of each control every token of a batch has: (T, U) float32, made once a step and read by all layers.
 
-    `order` is the tokens that have a control, those that have the same ones side by side.
+    What only the kernel or only products ask for is made when it is asked for.
     """
 
     def __init__(self, table: Tensor) -> None:
         self.table = table.contiguous()
-        marks = (self.table != 0).double() @ 2.0 ** torch.arange(table.shape[1], dtype=torch.double)  # a bit a control
-        self.order = torch.argsort(marks, stable=True)[int((marks == 0).sum()) :]
-        self.all_ones = bool((self.table == 1).all())
         self._wide: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The tokens that have a control, those that have the same ones side by side: int64."""
+        num_controls = self.table.shape[1]
+        marks = (self.table != 0).double() @ 2.0 ** torch.arange(num_controls, dtype=torch.double)  # a bit a control
+        return torch.argsort(marks, stable=True)[int((marks == 0).sum()) :]
+
+    @cached_property
+    def all_ones(self) -> bool:
+        """Whether nothing needs to be multiplied by them."""
+        return bool((self.table == 1).all())
 
     def wide(self, rank: int, times: int, num_columns: int, dtype: torch.dtype) -> Tensor:
         """(T, num_columns): each strength as often as its control has columns, which makes times U rank; then zeros.
