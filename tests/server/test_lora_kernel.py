@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meet_server.engine import lora_kernel
-from meet_server.engine.lora_kernel import MAX_COLUMNS, KernelLayer, takes
+from meet_server.engine.lora_kernel import MAX_COLUMNS, KernelBatch, KernelLayer, takes
 
 # What rounding to each dtype once may cost, relative to the sum of what is added up.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 5e-3}
@@ -24,8 +24,8 @@ def draw(*shape: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def order_of(strengths: torch.Tensor) -> torch.Tensor:
-    return torch.nonzero((strengths != 0).any(1)).flatten()
+def batch_of(strengths: torch.Tensor) -> KernelBatch:
+    return KernelBatch(strengths, torch.nonzero((strengths != 0).any(1)).flatten())
 
 
 @settings(deadline=None, max_examples=150)
@@ -52,7 +52,7 @@ def test_it_adds_what_float64_adds(
             expected[:, part] += strengths[:, u : u + 1].double() * (h @ b[u, :, part].double())
             magnitude = x.double().abs() @ a[A_OF[s][u]].double().abs().t() @ b[u, :, part].double().abs()
             size[:, part] += strengths[:, u : u + 1].double().abs() * magnitude
-    KernelLayer(a, b, A_OF[: len(slices)], slices).add(y, x, strengths, order_of(strengths))
+    KernelLayer(a, b, A_OF[: len(slices)], slices).add(y, x, batch_of(strengths))
     assert ((y.double() - expected).abs() <= TOLERANCE[dtype] * size).all()
 
 
@@ -63,12 +63,13 @@ def test_a_token_is_the_same_whoever_is_beside_it_and_however_many_threads_there
     x, before = draw(tokens, in_, seed=3, dtype=dtype), draw(tokens, out, seed=4, dtype=dtype)
     strengths = torch.eye(3).repeat(8, 1)[:tokens]
     together, alone = before.clone(), before.clone()
-    layer.add(together, x, strengths, torch.randperm(tokens, generator=torch.Generator().manual_seed(5)))
+    order = torch.randperm(tokens, generator=torch.Generator().manual_seed(5))
+    layer.add(together, x, KernelBatch(strengths, order))
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         for t in range(tokens):
-            layer.add(alone[t : t + 1], x[t : t + 1], strengths[t : t + 1], torch.tensor([0]))
+            layer.add(alone[t : t + 1], x[t : t + 1], batch_of(strengths[t : t + 1]))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(together, alone)
@@ -78,7 +79,7 @@ def test_tokens_that_are_not_in_order_are_left_alone_bit_for_bit() -> None:
     dtype = torch.bfloat16
     layer = KernelLayer(draw(1, 8, 64, seed=1, dtype=dtype), draw(1, 8, 70, seed=2, dtype=dtype), [(0,)], [70])
     y = torch.full((5, 70), -0.0, dtype=dtype)
-    layer.add(y, draw(5, 64, seed=3, dtype=dtype), torch.tensor([[0.0], [1], [0], [1], [1]]), torch.tensor([1, 3, 4]))
+    layer.add(y, draw(5, 64, seed=3, dtype=dtype), batch_of(torch.tensor([[0.0], [1], [0], [1], [1]])))
     untouched = torch.full((70,), -0.0, dtype=dtype)
     assert all(torch.equal(y[t].view(torch.int16), untouched.view(torch.int16)) for t in (0, 2))
     assert (y[[1, 3, 4]] != 0).any(1).all()
@@ -90,7 +91,7 @@ def test_what_is_not_a_number_and_what_is_not_finite_stay_so() -> None:
     y = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.0e38, 1.0e-40, 0.0, -1.5, 2.0], dtype=dtype)
     y = y.repeat(1, 8).contiguous()
     before = y.clone()
-    layer.add(y, torch.ones(1, 32, dtype=dtype), torch.ones(1, 1), torch.tensor([0]))
+    layer.add(y, torch.ones(1, 32, dtype=dtype), batch_of(torch.ones(1, 1)))
     torch.testing.assert_close(y, before, rtol=0, atol=0, equal_nan=True)
 
 

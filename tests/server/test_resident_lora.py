@@ -146,8 +146,8 @@ def test_bfloat16_tells_strengths_apart_that_it_cannot_hold(by: str) -> None:
 @pytest.mark.parametrize(
     ("tokens", "dtype", "words"),
     [
-        (3, torch.float32, r"\(3, 48\), inputs .* strengths \(5, 3\)"),
-        (5, torch.bfloat16, "bfloat16 .* weights .*float32"),
+        (3, torch.float32, r"\(3, 48\), inputs .* \(3, 32\), 5 tokens with 3 controls"),
+        (5, torch.bfloat16, "bfloat16 .* the layer is torch.float32 32 to 48 of 3"),
     ],
 )
 def test_what_the_kernel_would_read_wrongly_is_refused(tokens: int, dtype: torch.dtype, words: str) -> None:
@@ -159,8 +159,8 @@ def test_what_the_kernel_would_read_wrongly_is_refused(tokens: int, dtype: torch
 
 def test_tokens_of_the_same_controls_are_side_by_side_and_those_of_none_left_out() -> None:
     table = torch.tensor([[1.0, 0], [0, 1], [0, 0], [0.5, 0], [0, -1]])
-    assert Strengths(table).order.tolist() == [0, 3, 1, 4]
-    assert Strengths(torch.zeros(2, 1)).order.tolist() == []
+    assert Strengths(table).batch.order.tolist() == [0, 3, 1, 4]
+    assert Strengths(torch.zeros(2, 1)).batch.order.tolist() == []
 
 
 def test_weights_that_do_not_fit_are_refused_by_the_layers_name() -> None:
@@ -179,6 +179,9 @@ class CountingBase:
         self.calls += 1
         return torch.zeros(x.shape[0], 48)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.apply(self, x, None)
+
 
 def test_without_an_adapter_in_the_batch_only_the_base_layer_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     added = []
@@ -193,25 +196,41 @@ def test_without_an_adapter_in_the_batch_only_the_base_layer_is_called(monkeypat
 
 
 class Wrapped(torch.nn.Module):
-    """A layer of vLLM's with LoRA, as far as it matters: it computes by `apply`, and not by its base layer."""
+    """A layer of vLLM's with LoRA, as far as it matters: its own `forward` adds 100 to what its base layer makes."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Any, tp_size: int) -> None:
         super().__init__()
-        self.base_layer = torch.nn.Identity()
+        self.base_layer, self.tp_size = base, tp_size
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + 1
+    def forward(self, x: torch.Tensor) -> Any:
+        return x + 100
 
 
-def test_layers_are_their_base_layers_while_no_token_has_an_adapter() -> None:
-    wrapped, manager = Wrapped(), ResidentManager.__new__(ResidentManager)
-    manager._step, manager._aside, manager._last_tokens = Step(), False, None
+class WithBias(torch.nn.Identity):
+    """A base layer that hands its bias on, as some do."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return x.clone(), "bias"
+
+
+@pytest.mark.parametrize(("tp_size", "added"), [(1, 1), (2, 100)])
+def test_layers_are_their_base_layers_while_no_token_has_an_adapter(
+    tp_size: int, added: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ResidentLayer, "add", lambda self, y, x: y.add_(1))
+    wrapped, manager = Wrapped(WithBias(), tp_size), ResidentManager.__new__(ResidentManager)
+    manager._step, manager._aside, manager._last_tokens = Step(), None, None
     manager._combinations, manager._registered_adapters = OrderedDict(), {1: SimpleNamespace(id=1)}
     manager._resident_layers = [ResidentLayer("mlp.up", wrapped, manager._step)]
     x = torch.zeros(2, IN)
-    for tokens, added in (((0, 0), 0), ((0, 1), 1), ((1, 1), 1), ((0, 0), 0), ((0, 0, 0), 0), ((0, 1), 1)):
+    for tokens in ((0, 1), (0, 0), (0, 1), (1, 1), (0, 0), (0, 0, 0), (0, 1)):
         manager.set_adapter_mapping(SimpleNamespace(index_mapping=tokens))
-        assert torch.equal(wrapped(x), x + added)
+        output = wrapped(x)
+        if any(tokens) and tp_size > 1:
+            assert torch.equal(output, x + added)
+        else:
+            assert torch.equal(output[0], x + added * any(tokens))
+            assert output[1] == "bias"
 
 
 def test_factors_with_one_a_keep_the_rank_and_with_several_stack() -> None:

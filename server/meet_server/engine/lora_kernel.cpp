@@ -12,17 +12,25 @@
 namespace {
 
 constexpr int LANES = 16;
-constexpr int WIDE = 4;
-constexpr int BLOCK = WIDE * LANES;  // outputs, and
+constexpr int PAIR = 2 * LANES;
+constexpr int PAIRS = 2;
+constexpr int BLOCK = PAIRS * PAIR;  // outputs, and
 constexpr int TOKENS = 4;            // tokens, whose sums are kept in registers
 constexpr int64_t MAX_COLUMNS = 1024;
+constexpr int64_t ROW = MAX_COLUMNS + LANES;  // so that rows of sums do not fall on the same lines of the cache
 constexpr int64_t ONE_THREAD = 32768;  // products, beneath which no other thread is woken; not tuned
 typedef float Floats __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
 struct BFloat16 {
   uint16_t bits;
+};
+
+// PAIR values that lie side by side: of floats the first half and the second, of halves those at even places and those
+// at odd ones, which takes one operation each where the lower half of a word comes first.
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+struct Pair {
+  Floats first, second;
 };
 
 inline float load(const float* p) { return *p; }
@@ -33,18 +41,15 @@ inline float load(const BFloat16* p) {
   return value;
 }
 
-inline Floats load_lanes(const float* p) {
-  Floats lanes;
-  std::memcpy(&lanes, p, sizeof lanes);
-  return lanes;
+inline Pair load_pair(const float* p) {
+  Pair pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return pair;
 }
-inline Floats load_lanes(const BFloat16* p) {
-  Halves halves;
-  std::memcpy(&halves, p, sizeof halves);
-  Words words = __builtin_convertvector(halves, Words) << 16;
-  Floats lanes;
-  std::memcpy(&lanes, &words, sizeof lanes);
-  return lanes;
+inline Pair load_pair(const BFloat16* p) {
+  Words words;
+  std::memcpy(&words, p, sizeof words);
+  return {(Floats)(words << 16), (Floats)(words & 0xffff0000)};
 }
 
 inline void store(float* p, float value) { *p = value; }
@@ -53,34 +58,50 @@ inline void store(BFloat16* p, float value) {  // to the nearest, ties to even; 
   std::memcpy(&word, &value, 4);
   p->bits = value != value ? 0x7fc0 : uint16_t((word + 0x7fff + ((word >> 16) & 1)) >> 16);
 }
-inline void store_lanes(float* p, Floats lanes) { std::memcpy(p, &lanes, sizeof lanes); }
-inline void store_lanes(BFloat16* p, Floats lanes) {
-  Words words;
-  std::memcpy(&words, &lanes, sizeof words);
-  Words rounded = (words + 0x7fff + ((words >> 16) & 1)) >> 16;
-  Words unordered = (Words)(lanes != lanes);
-  Halves halves = __builtin_convertvector((rounded & ~unordered) | (0x7fc0 & unordered), Halves);
-  std::memcpy(p, &halves, sizeof halves);
+inline void store_pair(float* p, const Pair& pair) { std::memcpy(p, &pair, sizeof pair); }
+inline Words rounded(Floats lanes) {  // what counts of it are its upper halves
+  Words words = (Words)lanes, unordered = (Words)(lanes != lanes);
+  return ((words + 0x7fff + ((words >> 16) & 1)) & ~unordered) | (0x7fc00000 & unordered);
+}
+inline void store_pair(BFloat16* p, const Pair& pair) {
+  Words words = (rounded(pair.first) >> 16) | (rounded(pair.second) & 0xffff0000);
+  std::memcpy(p, &words, sizeof words);
 }
 
+template <int N>
+inline float sum_of(const float* lanes) {
+  typedef float Half __attribute__((vector_size(N * 2)));
+  Half low, high;
+  std::memcpy(&low, lanes, sizeof low);
+  std::memcpy(&high, lanes + N / 2, sizeof high);
+  low += high;
+  float half[N / 2];
+  std::memcpy(half, &low, sizeof half);
+  return sum_of<N / 2>(half);
+}
+template <>
+inline float sum_of<2>(const float* lanes) {
+  return lanes[0] + lanes[1];
+}
 inline float sum(Floats lanes) {
-  float total = 0;
-  for (int i = 0; i < LANES; ++i) total += lanes[i];
-  return total;
+  float all[LANES];
+  std::memcpy(all, &lanes, sizeof all);
+  return sum_of<LANES>(all);
 }
 
 // h[n][j] = x[n] . a[j] for N tokens and M rows of a
 template <int N, int M, typename T>
-inline void shrink_tile(float (*h)[MAX_COLUMNS], const T* const* x, const T* a, int64_t in, int64_t j, int64_t at) {
+inline void shrink_tile(float (*h)[ROW], const T* const* x, const T* a, int64_t in, int64_t j, int64_t at) {
   Floats sums[N][M] = {};
-  int64_t whole = in - in % LANES;
+  int64_t whole = in - in % PAIR;
   const T* rows = a + j * in;
-  for (int64_t i = 0; i < whole; i += LANES) {
-    Floats lanes[N];
-    for (int n = 0; n < N; ++n) lanes[n] = load_lanes(x[n] + i);
+  for (int64_t i = 0; i < whole; i += PAIR) {
+    Pair values[N];
+    for (int n = 0; n < N; ++n) values[n] = load_pair(x[n] + i);
     for (int m = 0; m < M; ++m) {
-      Floats row = load_lanes(rows + m * in + i);
-      for (int n = 0; n < N; ++n) sums[n][m] += lanes[n] * row;
+      Pair row = load_pair(rows + m * in + i);
+      for (int n = 0; n < N; ++n) sums[n][m] += values[n].first * row.first;
+      for (int n = 0; n < N; ++n) sums[n][m] += values[n].second * row.second;
     }
   }
   for (int n = 0; n < N; ++n)
@@ -92,7 +113,7 @@ inline void shrink_tile(float (*h)[MAX_COLUMNS], const T* const* x, const T* a, 
 }
 
 template <int N, typename T>
-void shrink(float (*h)[MAX_COLUMNS], const T* const* x, const T* a, int64_t in, int64_t rank, int64_t at) {
+void shrink(float (*h)[ROW], const T* const* x, const T* a, int64_t in, int64_t rank, int64_t at) {
   int64_t j = 0;
   for (; j + 4 <= rank; j += 4) shrink_tile<N, 4>(h, x, a, in, j, at);
   for (; j < rank; ++j) shrink_tile<N, 1>(h, x, a, in, j, at);
@@ -100,21 +121,23 @@ void shrink(float (*h)[MAX_COLUMNS], const T* const* x, const T* a, int64_t in, 
 
 // y[n][o] += sum over k of c[n][k] rows[k][o], for N tokens and begin <= o < end
 template <int N, typename T>
-void expand(T* const* y, const float (*c)[MAX_COLUMNS], const T* const* rows, int64_t num, int64_t begin,
-            int64_t end) {
+void expand(T* const* y, const float (*c)[ROW], const T* const* rows, int64_t num, int64_t begin, int64_t end) {
   int64_t o = begin;
   for (; o + BLOCK <= end; o += BLOCK) {
-    Floats sums[N][WIDE];
+    Pair sums[N][PAIRS];
     for (int n = 0; n < N; ++n)
-      for (int v = 0; v < WIDE; ++v) sums[n][v] = load_lanes(y[n] + o + v * LANES);
+      for (int v = 0; v < PAIRS; ++v) sums[n][v] = load_pair(y[n] + o + v * PAIR);
     for (int64_t k = 0; k < num; ++k) {
-      Floats row[WIDE];
-      for (int v = 0; v < WIDE; ++v) row[v] = load_lanes(rows[k] + o + v * LANES);
+      Pair row[PAIRS];
+      for (int v = 0; v < PAIRS; ++v) row[v] = load_pair(rows[k] + o + v * PAIR);
       for (int n = 0; n < N; ++n)
-        for (int v = 0; v < WIDE; ++v) sums[n][v] += c[n][k] * row[v];
+        for (int v = 0; v < PAIRS; ++v) {
+          sums[n][v].first += c[n][k] * row[v].first;
+          sums[n][v].second += c[n][k] * row[v].second;
+        }
     }
     for (int n = 0; n < N; ++n)
-      for (int v = 0; v < WIDE; ++v) store_lanes(y[n] + o + v * LANES, sums[n][v]);
+      for (int v = 0; v < PAIRS; ++v) store_pair(y[n] + o + v * PAIR, sums[n][v]);
   }
   for (; o < end; ++o)
     for (int n = 0; n < N; ++n) {
@@ -132,13 +155,19 @@ struct Layer {
   int64_t rank, in, out, controls, slices;
 };
 
+struct Batch {
+  const float* strengths;  // (all tokens, controls)
+  const int64_t* order;    // (tokens,): those that have a control
+  int64_t tokens;
+};
+
 // N tokens, outputs from..to
 template <int N, typename T>
 void add_tile(const Layer& layer, T* const* y, const T* const* x, const float* const* w, int64_t from, int64_t to) {
   const int64_t rank = layer.rank, controls = layer.controls;
   const T* all_a = static_cast<const T*>(layer.a);
   const T* all_b = static_cast<const T*>(layer.b);
-  float h[N][MAX_COLUMNS], c[N][MAX_COLUMNS];
+  float h[N][ROW], c[N][ROW];
   const T* rows[MAX_COLUMNS];
   uint64_t done[MAX_COLUMNS / 64] = {};
   for (int64_t s = 0; s < layer.slices; ++s) {
@@ -165,45 +194,49 @@ void add_tile(const Layer& layer, T* const* y, const T* const* x, const float* c
 }
 
 template <typename T>
-void add(const Layer& layer, T* y, const T* x, const float* strengths, const int64_t* order, int64_t tokens,
-         int64_t ldy, int64_t ldx) {
-  if (!tokens) return;
-  int64_t work = tokens * layer.rank * (layer.in + layer.out);
-  int64_t tiles = (tokens + TOKENS - 1) / TOKENS, threads = work < ONE_THREAD ? 1 : omp_get_max_threads();
+void add_part(const Layer& layer, const Batch& batch, T* y, const T* x, int64_t tiles_from, int64_t tiles_to,
+              int64_t from, int64_t to) {
+  for (int64_t tile = tiles_from; tile < tiles_to; ++tile) {
+    T* tile_y[TOKENS];
+    const T* tile_x[TOKENS];
+    const float* tile_w[TOKENS];
+    int64_t num = batch.tokens - tile * TOKENS < TOKENS ? batch.tokens - tile * TOKENS : TOKENS;
+    for (int64_t n = 0; n < num; ++n) {
+      int64_t t = batch.order[tile * TOKENS + n];
+      tile_y[n] = y + t * layer.out, tile_x[n] = x + t * layer.in, tile_w[n] = batch.strengths + t * layer.controls;
+    }
+    if (num == TOKENS) {
+      add_tile<TOKENS>(layer, tile_y, tile_x, tile_w, from, to);
+      continue;
+    }
+    for (int64_t n = 0; n < num; ++n) add_tile<1>(layer, tile_y + n, tile_x + n, tile_w + n, from, to);
+  }
+}
+
+template <typename T>
+void add(const Layer& layer, const Batch& batch, T* y, const T* x) {
+  int64_t work = batch.tokens * layer.rank * (layer.in + layer.out), tiles = (batch.tokens + TOKENS - 1) / TOKENS;
+  int64_t threads = work < ONE_THREAD ? 1 : omp_get_max_threads();
+  if (threads == 1) return add_part(layer, batch, y, x, 0, tiles, 0, layer.out);
   int64_t over_tokens = tiles < threads ? tiles : threads, over_out = threads / over_tokens;
   int64_t blocks = (layer.out + BLOCK - 1) / BLOCK;
-#pragma omp parallel for num_threads(over_tokens * over_out) schedule(static) if (threads > 1)
+#pragma omp parallel for num_threads(over_tokens * over_out) schedule(static)
   for (int64_t part = 0; part < over_tokens * over_out; ++part) {
     int64_t rows = part / over_out, columns = part % over_out;
     int64_t from = blocks * columns / over_out * BLOCK, to = blocks * (columns + 1) / over_out * BLOCK;
     if (to > layer.out) to = layer.out;
-    for (int64_t tile = tiles * rows / over_tokens; tile < tiles * (rows + 1) / over_tokens; ++tile) {
-      T* tile_y[TOKENS];
-      const T* tile_x[TOKENS];
-      const float* tile_w[TOKENS];
-      int64_t num = tokens - tile * TOKENS < TOKENS ? tokens - tile * TOKENS : TOKENS;
-      for (int64_t n = 0; n < num; ++n) {
-        int64_t t = order[tile * TOKENS + n];
-        tile_y[n] = y + t * ldy, tile_x[n] = x + t * ldx, tile_w[n] = strengths + t * layer.controls;
-      }
-      if (num == TOKENS) {
-        add_tile<TOKENS>(layer, tile_y, tile_x, tile_w, from, to);
-        continue;
-      }
-      for (int64_t n = 0; n < num; ++n) add_tile<1>(layer, tile_y + n, tile_x + n, tile_w + n, from, to);
-    }
+    add_part(layer, batch, y, x, tiles * rows / over_tokens, tiles * (rows + 1) / over_tokens, from, to);
   }
 }
 
 }  // namespace
 
+// y (tokens, out) and x (tokens, in), without gaps
 extern "C" {
-void meet_add_float32(const Layer* layer, void* y, const void* x, const float* strengths, const int64_t* order,
-                      int64_t tokens, int64_t ldy, int64_t ldx) {
-  add(*layer, static_cast<float*>(y), static_cast<const float*>(x), strengths, order, tokens, ldy, ldx);
+void meet_add_float32(const Layer* layer, const Batch* batch, void* y, const void* x) {
+  add(*layer, *batch, static_cast<float*>(y), static_cast<const float*>(x));
 }
-void meet_add_bfloat16(const Layer* layer, void* y, const void* x, const float* strengths, const int64_t* order,
-                       int64_t tokens, int64_t ldy, int64_t ldx) {
-  add(*layer, static_cast<BFloat16*>(y), static_cast<const BFloat16*>(x), strengths, order, tokens, ldy, ldx);
+void meet_add_bfloat16(const Layer* layer, const Batch* batch, void* y, const void* x) {
+  add(*layer, *batch, static_cast<BFloat16*>(y), static_cast<const BFloat16*>(x));
 }
 }

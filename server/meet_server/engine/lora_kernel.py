@@ -40,6 +40,26 @@ class _Layer(ctypes.Structure):
     )
 
 
+class _Batch(ctypes.Structure):
+    """As in the source."""
+
+    _fields_ = (("strengths", ctypes.c_void_p), ("order", ctypes.c_void_p), ("tokens", ctypes.c_int64))
+
+
+class KernelBatch:
+    """What every layer is told of a batch of T tokens, made once a step.
+
+    `strengths` is (T, U) float32, `order` int64: the tokens that have a control, those that have the same ones side by
+    side.
+    """
+
+    def __init__(self, strengths: Tensor, order: Tensor) -> None:
+        self.strengths, self.order = strengths.contiguous(), order.contiguous()
+        self._batch = _Batch(self.strengths.data_ptr(), self.order.data_ptr(), len(order))
+        self.address = ctypes.addressof(self._batch)
+        self.num_tokens, self.num_controls = strengths.shape
+
+
 class KernelLayer:
     """The matrices of U controls for one layer, in the kernel's order.
 
@@ -50,24 +70,41 @@ class KernelLayer:
     def __init__(self, a: Tensor, b: Tensor, a_of: Sequence[Sequence[int]], slices: Sequence[int]) -> None:
         if not takes(a.dtype, a.shape[0], b.shape[0], a.shape[1]):
             raise ValueError(f"A is {a.dtype} {tuple(a.shape)}, B {tuple(b.shape)}: the kernel does not take that")
-        (_, rank, in_), (controls, _, out) = a.shape, b.shape
+        (_, rank, self._in), (self._controls, _, self._out) = a.shape, b.shape
         self._function = _functions()[a.dtype]
         bounds = torch.tensor([0, *slices], dtype=torch.int64).cumsum(0)
         self._kept = (a.contiguous(), b.contiguous(), torch.tensor(a_of, dtype=torch.int64), bounds)
-        self._layer = _Layer(*(tensor.data_ptr() for tensor in self._kept), rank, in_, out, controls, len(slices))
+        addresses = [tensor.data_ptr() for tensor in self._kept]
+        self._layer = _Layer(*addresses, rank, self._in, self._out, self._controls, len(slices))
         self._address = ctypes.addressof(self._layer)
-        self.dtype = a.dtype
+        self._dtype = a.dtype
 
-    def add(self, y: Tensor, x: Tensor, strengths: Tensor, order: Tensor) -> None:
-        """y (T, out) += what the controls make of x (T, in), in place, both with contiguous rows of the layer's dtype.
+    def add(self, y: Tensor, x: Tensor, batch: KernelBatch) -> None:
+        """y (..., out) += what the controls make of x (..., in), in place, for the batch's T tokens in both.
 
-        `strengths` is (T, U) float32, `order` int64: the tokens that have a control, those that have the same ones
-        side by side. The kernel reads what the shapes promise: they are not checked here.
+        Raises ValueError for other sizes or dtypes, which the kernel would read as if they were these. What is asked
+        of the tensors here is what takes no time: for one token it would be more than the kernel's.
         """
-        self._function(
-            self._address, y.data_ptr(), x.data_ptr(), strengths.data_ptr(), order.data_ptr(), len(order),
-            y.stride(0), x.stride(0),
-        )  # fmt: skip
+        num_tokens, dtype = batch.num_tokens, self._dtype
+        if (
+            x.numel() != num_tokens * self._in
+            or y.numel() != num_tokens * self._out
+            or x.dtype != dtype
+            or y.dtype != dtype
+            or batch.num_controls != self._controls
+        ):
+            raise ValueError(
+                f"outputs {y.dtype} {tuple(y.shape)}, inputs {x.dtype} {tuple(x.shape)}, {num_tokens} tokens with "
+                f"{batch.num_controls} controls; the layer is {dtype} {self._in} to {self._out} of {self._controls}"
+            )
+        if not x.is_contiguous():
+            x = x.contiguous()
+        if y.is_contiguous():
+            self._function(self._address, batch.address, y.data_ptr(), x.data_ptr())
+            return
+        whole = y.contiguous()
+        self._function(self._address, batch.address, whole.data_ptr(), x.data_ptr())
+        y.copy_(whole)
 
 
 def takes(dtype: torch.dtype, num_a: int, num_controls: int, rank: int) -> bool:
@@ -86,7 +123,7 @@ def _functions() -> dict[torch.dtype, Callable[..., None]]:
         return {}
     functions: dict[torch.dtype, Any] = {dtype: library[name] for dtype, name in _FUNCTIONS.items()}
     for function in functions.values():
-        function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 3
+        function.argtypes = [ctypes.c_void_p] * 4
         function.restype = None
     return functions
 

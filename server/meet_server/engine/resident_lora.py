@@ -66,24 +66,38 @@ class ResidentLayer:
         self.name = name
         self._layer = layer
         self._base = layer.base_layer
+        self._base_forward = layer.base_layer.forward
         self._step = step
         self._packed: dict[tuple[int, ...], Fused | Packed] = {}
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         y: torch.Tensor = self._base.quant_method.apply(self._base, x, bias)
         if self._step.controls:
-            self.add(y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]))
+            self.add(y, x)
         return y
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """The layer's `forward` where one process has all of it: `apply` comes last there, and may as well come after.
+
+        What vLLM's own reads of its base layer on the way costs more than a step's products for one token.
+        """
+        output = self._base_forward(x)
+        self.add(output[0] if isinstance(output, tuple) else output, x)
+        return output
 
     def stand_aside(self, aside: bool) -> None:
         """Whether the layer is, until told otherwise, its base layer alone, with nothing in between."""
         if aside:
-            self._layer.forward = self._base.forward
+            self._layer.forward = self._base_forward
+        elif self._layer.tp_size == 1:
+            self._layer.forward = self.forward
         else:
             vars(self._layer).pop("forward", None)
 
     def add(self, y: torch.Tensor, x: torch.Tensor) -> None:
-        """y (T, out) += what the step's adapters make of x (T, in), in place."""
+        """y (..., out) += what the step's adapters make of x (..., in), in place; T tokens in all dimensions before."""
+        if y.ndim > 2:  # as models of transformers' own have them
+            y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
         packed = self._packed.get(self._step.combination)
         if packed is None:
             packed = pack(self._layer, [control.loras.get(self.name) for control in self._step.controls])
@@ -104,7 +118,7 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._step = Step()
-        self._aside = False
+        self._aside: bool | None = None
         self._resident_layers: list[ResidentLayer] = []
         self._combinations: OrderedDict[tuple[int, ...], tuple[LoRAModel, ...]] = OrderedDict()
         self._last_tokens: tuple[int, ...] | None = None

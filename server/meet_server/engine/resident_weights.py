@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from meet_server.engine.cpu_product import Product, tiled
-from meet_server.engine.lora_kernel import KernelLayer, takes
+from meet_server.engine.lora_kernel import KernelBatch, KernelLayer, takes
 
 # Above this width the zeros of a block-diagonal B cost more than a product per slice, and columns of A that are alike
 # more than copying what one of them gives.
@@ -36,11 +36,11 @@ class Strengths:
         self._wide: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
 
     @cached_property
-    def order(self) -> Tensor:
-        """The tokens that have a control, those that have the same ones side by side: int64."""
+    def batch(self) -> KernelBatch:
+        """For the kernel, the tokens that have the same controls side by side."""
         num_controls = self.table.shape[1]
         marks = (self.table != 0).double() @ 2.0 ** torch.arange(num_controls, dtype=torch.double)  # a bit a control
-        return torch.argsort(marks, stable=True)[int((marks == 0).sum()) :]
+        return KernelBatch(self.table, torch.argsort(marks, stable=True)[int((marks == 0).sum()) :])
 
     @cached_property
     def all_ones(self) -> bool:
@@ -101,12 +101,7 @@ class Fused:
 
     def add(self, y: Tensor, x: Tensor, strengths: Strengths) -> None:
         """y (T, out) += ((x A^T) * W) B, in place."""
-        if not (len(y) == len(x) == len(strengths.table) and y.dtype == x.dtype == self.layer.dtype):
-            raise ValueError(
-                f"outputs {y.dtype} {tuple(y.shape)}, inputs {x.dtype} {tuple(x.shape)}, "
-                f"strengths {tuple(strengths.table.shape)}, weights {self.layer.dtype}"
-            )
-        self.layer.add(y, x if x.stride(-1) == 1 else x.contiguous(), strengths.table, strengths.order)
+        self.layer.add(y, x, strengths.batch)
 
 
 def pack(layer: Any, controls: Sequence[Any]) -> Fused | Packed:
