@@ -1,4 +1,4 @@
-"""What the server costs: pairs of measurements on one engine, alternating, and the ratio of their medians.
+"""What the server costs: pairs of measurements on one engine, alternating, and the median of their ratios.
 
     python tests/benchmarks/bench_serve.py [--rows NAME ...] [--bundle DIR] [--json FILE] [--quick] [-- ENGINE ARGS]
 
@@ -32,7 +32,8 @@ from serve_rows import ROWS, Row, Served
 
 @dataclass(frozen=True)
 class Result:
-    """Medians in tokens per second, or in milliseconds; `pairs` are the ratios of neighbouring measurements.
+    """Medians in tokens per second, or in milliseconds; `pairs` are the ratios of neighbouring measurements, and
+    `ratio` is their median: of how the machine's own speed changes, the two of a pair feel the same.
 
     `*_cpu_ms` are what a request costs the API process, which other work on the machine disturbs less.
     """
@@ -96,7 +97,8 @@ def measure(row: Row, size: Size, load: Load) -> Result:
         for side in sides if index % 2 else sides[::-1]:
             (ours if side is row.ours else other).append(load.run(row, side, num_requests))
     value, other_value = (statistics.median(each.value for each in many) for many in (ours, other))
-    ratio = value / other_value
+    pairs = [a.value / b.value for a, b in zip(ours, other, strict=True)]
+    ratio = statistics.median(pairs)
     result = Result(
         row.name,
         row.concurrent,
@@ -104,7 +106,7 @@ def measure(row: Row, size: Size, load: Load) -> Result:
         round(value, 1),
         round(other_value, 1),
         round(ratio, 4),
-        [round(a.value / b.value, 4) for a, b in zip(ours, other, strict=True)],
+        [round(each, 4) for each in pairs],
         round(statistics.median(each.cpu_ms for each in ours), 3),
         round(statistics.median(each.cpu_ms for each in other), 3),
         row.bound,
@@ -116,10 +118,10 @@ def measure(row: Row, size: Size, load: Load) -> Result:
 
 def line(result: Result) -> str:
     bound = "" if result.bound is None else f"  (bound {result.bound}: {'holds' if result.holds else 'BROKEN'})"
-    low, middle, high = statistics.quantiles(result.pairs, n=4)
+    low, _, high = statistics.quantiles(result.pairs, n=4)
     return (
         f"{result.name}, {result.concurrent} at once: {result.ours:.0f} / {result.other:.0f} {result.unit} = "
-        f"{result.ratio:.3f}, pairs {middle:.3f} ({low:.3f} to {high:.3f}), "
+        f"{result.ratio:.3f} (quarters {low:.3f} to {high:.3f}), "
         f"API CPU {result.ours_cpu_ms:.2f} / {result.other_cpu_ms:.2f} ms a request{bound}"
     )
 

@@ -95,7 +95,7 @@ def soft_prompt_rows(served: Served) -> list[Row]:
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
             num_tokens=num_tokens,
-            pairs=4,  # of several seconds each
+            pairs=7,  # of several seconds each
             prompt=prompt,
         )
 
