@@ -269,6 +269,12 @@ class TestMeasure:
         with pytest.raises(TrainingError, match=r"higher: 'verbose' is not on that axis.*concise, detailed"):
             check_axes(BOTH, config)
 
+    def test_a_strength_in_mixes_of_what_is_no_preference(self) -> None:
+        with pytest.raises(
+            TrainingError, match=r"mix_strengths\.verbose: 'verbose' is no preference; concise, detailed"
+        ):
+            check_axes(BOTH, CONFIG.model_copy(update={"mix_strengths": {"verbose": 2.0}}))
+
 
 class TestReport:
     def test_table_examples_and_json_say_the_same(self, cache: ReplyCache, tmp_path: Path) -> None:

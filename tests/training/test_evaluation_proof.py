@@ -243,12 +243,13 @@ class TestMixes:
     def test_both_properties_at_once(self) -> None:
         short = Side("concise", "detailed", [1, 1, 9, 1], [5, 5, 5, 5], higher=False)  # holds on 1, 2 and 4
         listed = Side("bulleted", "prose", [1.0, 0.0, 1.0, 1.0], [0.0] * 4, higher=True)  # on 1, 3 and 4
-        both = mixed(short, listed, 0.5)
-        assert (both.preferences, both.against, both.strength) == (("concise", "bulleted"), ("detailed", "prose"), 0.5)
+        both = mixed(short, listed, (0.5, 2))
+        assert (both.preferences, both.against) == (("concise", "bulleted"), ("detailed", "prose"))
+        assert both.strengths == (0.5, 2)
         assert (both.both.share, both.first.share, both.second.share) == (0.5, 0.75, 0.75)
         assert both.prompted_both is None
         never = replace(short, values=[9, 9, 9, 9])
-        prompted = mixed(short, listed, 0.5, (never, listed)).prompted_both
+        prompted = mixed(short, listed, (0.5, 2), (never, listed)).prompted_both
         assert prompted is not None
         assert prompted.share == 0
 

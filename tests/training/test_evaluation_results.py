@@ -223,6 +223,13 @@ class TestPlan:
         plan = Plan(of, EvaluationConfig(axes={"length": AXES["length"]}), PROMPTS)
         assert plan.strengths(of.preference("concise")) == [0, 0.5, 1]
 
+    def test_each_preference_of_a_mix_has_its_own_strength_where_one_is_named(self) -> None:
+        config = EvaluationConfig(axes=AXES, mix_strength=0.5, mix_strengths={"bulleted": 2})
+        plan = Plan(subject(), config, PROMPTS)
+        asked = [plan.mixed(one, other, PROMPTS[0]).fields["preference"] for one, other in plan.mixes()]
+        assert {"concise": 0.5, "bulleted": 2} in asked
+        assert {"detailed": 0.5, "prose": 0.5} in asked
+
     def test_files_are_read_before_anybody_is_asked(self, tmp_path: Path) -> None:
         rows = [
             {"prompt": "a", "reply": "short", "preference": "concise"},

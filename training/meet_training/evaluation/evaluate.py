@@ -105,8 +105,11 @@ class Row:
 
 
 def check_axes(subject: Subject, config: EvaluationConfig) -> None:
-    """Raises TrainingError where the configuration does not say how a preference is measured."""
+    """Raises TrainingError where the configuration does not say how a preference is measured, or names another."""
     known = [tested.name for tested in subject.preferences]
+    for name in config.mix_strengths:
+        if name not in known:
+            raise TrainingError(f"mix_strengths.{name}: {name!r} is no preference; {', '.join(known)} are")
     for tested in subject.preferences:
         axis = config.axes.get(tested.axis)
         if axis is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
 
 from meet_training.config import describe, read_yaml
 from meet_training.errors import TrainingError
@@ -120,6 +120,9 @@ class EvaluationConfig(_Section):
         default=(-1.0, -0.5, 0.0, 0.5, 1.0, 1.5), min_length=2, description="strengths of the curve"
     )
     mix_strength: float = Field(default=1.0, gt=0, description="strength of each of the two preferences of a mix")
+    mix_strengths: dict[str, PositiveFloat] = Field(
+        default={}, description="preference -> its strength in every mix, where that is not `mix_strength`"
+    )
     max_words: tuple[int, ...] = Field(default=(50, 100), min_length=1, description="the asked-for lengths, in words")
     pairs: Path | None = Field(
         default=None,
@@ -142,6 +145,10 @@ class EvaluationConfig(_Section):
     @classmethod
     def _attributes_are_known(cls, attributes: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(_known, attributes))
+
+    def mix_strength_of(self, preference: str) -> float:
+        """Its strength in mixes."""
+        return self.mix_strengths.get(preference, self.mix_strength)
 
     def without_files(self) -> dict[str, Any]:
         """The configuration as the report has it, its files by name alone."""

@@ -28,7 +28,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """How often a mix of two preferences has both properties, and each alone. `against` is in their order.
+    """How often a mix of two preferences has both properties, and each alone. Pairs are in the preferences' order.
 
     `prompted_both` is the same of the model that is prompted with both instructions, beside its own replies to those of
     the opposites; None where it was not asked.
@@ -36,15 +36,17 @@ class Mixed:
 
     preferences: tuple[str, str]
     against: tuple[str, str]
-    strength: float
+    strengths: tuple[float, float]
     both: Share
     first: Share
     second: Share
     prompted_both: Share | None = None
 
 
-def mixed(first: Side, second: Side, strength: float, prompted: tuple[Side, Side] | None = None) -> Mixed:
-    """The figures of one mix, each preference at `strength`; `prompted` are the same sides of the prompted model.
+def mixed(
+    first: Side, second: Side, strengths: tuple[float, float], prompted: tuple[Side, Side] | None = None
+) -> Mixed:
+    """The figures of one mix, each preference at its strength; `prompted` are the same sides of the prompted model.
 
     Raises ValueError where the prompts differ in number.
     """
@@ -52,7 +54,7 @@ def mixed(first: Side, second: Side, strength: float, prompted: tuple[Side, Side
     return Mixed(
         (first.preference, second.preference),
         (first.against, second.against),
-        strength,
+        strengths,
         _both(one, two),
         share_of(sum(one), len(one)),
         share_of(sum(two), len(two)),

@@ -123,7 +123,11 @@ def mixes(found: list[dict[str, Any]]) -> str:
     """Pairs of preferences that were asked for at once."""
     rows = [
         [
-            escape(" + ".join(f"{name}={mix['strength']:g}" for name in mix["preferences"])),
+            escape(
+                " + ".join(
+                    f"{name}={strength:g}" for name, strength in zip(mix["preferences"], mix["strengths"], strict=True)
+                )
+            ),
             *(_pictured(mix[which]) for which in ("both", "prompted_both", "first", "second")),
         ]
         for mix in found

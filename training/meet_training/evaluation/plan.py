@@ -70,8 +70,7 @@ class Plan:
 
     def mixed(self, one: Tested, other: Tested, prompt: Prompt) -> Question:
         """What is asked for a mix of two preferences."""
-        strength = self.config.mix_strength
-        return Question(prompt, {FIELD: {one.name: strength, other.name: strength}})
+        return Question(prompt, {FIELD: {each.name: self.config.mix_strength_of(each.name) for each in (one, other)}})
 
     def prompted_mix(self, one: Tested, other: Tested, prompt: Prompt) -> Question | None:
         """What the rival is asked for it, both instructions in turn; None where these or their opposites lack one."""

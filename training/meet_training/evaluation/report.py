@@ -159,7 +159,7 @@ def _mixes(results: Results) -> Table:
     for heading in ("both", "prompted both", "first", "second"):
         table.add_column(heading, justify="right")
     for mix in results.mixes:
-        name = " + ".join(f"{preference}={mix.strength:g}" for preference in mix.preferences)
+        name = " + ".join(f"{each}={strength:g}" for each, strength in zip(mix.preferences, mix.strengths, strict=True))
         table.add_row(name, _share(mix.both), _share(mix.prompted_both), _share(mix.first), _share(mix.second))
     return table
 

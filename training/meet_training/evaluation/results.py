@@ -127,7 +127,8 @@ def _mixes(answers: Answers, replies: Replies) -> list[Mixed]:
         if answers.no_rival is None and questions:
             prompted = _sides(plan, (one, other), answers.of_rival(questions), replies.prompted, replies.uncontrolled)
         first, second = _sides(plan, (one, other), given, replies.controlled, replies.uncontrolled)
-        found.append(mixed(first, second, plan.config.mix_strength, prompted))
+        strengths = (plan.config.mix_strength_of(one.name), plan.config.mix_strength_of(other.name))
+        found.append(mixed(first, second, strengths, prompted))
     return found
 
 
