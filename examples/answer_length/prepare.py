@@ -8,7 +8,7 @@ build/answer_length:
 
 - of the first part, `train.jsonl`, where a detailed answer has at least twice the words of the concise one (a pair of
   nearly equal answers teaches that the control does nothing), and `calibration.prompts.jsonl`, prompts that nothing is
-  trained on;
+  trained on: those put by, then those whose answers were too near each other, which are the harder ones;
 - of the second part, `test.prompts.jsonl`, `test.pairs.jsonl` and `test.neutral.jsonl`, its plain answers.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 WRITER = "gpt-3.5-turbo-1106"
 LABELS = {"concise": "concise", "verbose": "detailed", "plain": "plain"}
 NUM_TRAINED = 400
-"""Prompts of the first part that may be trained on; the strengths are calibrated on the others."""
+"""Prompts of the first part that may be trained on."""
 APART = 2.0
 """How many times the words of its concise answer a prompt's detailed one has at least, to be trained on."""
 TARGET = Path(__file__).parents[2] / "build" / "answer_length"
@@ -38,10 +38,16 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=TARGET, help="where to write; build/answer_length otherwise")
     options = parser.parse_args()
     train, test = (list(rows(options.data / f"answer_length_styles.{part}.jsonl.gz")) for part in ("train", "valid"))
-    trained = dict.fromkeys(list(dict.fromkeys(row["prompt"] for row in train))[:NUM_TRAINED])
+    candidates = set(list(dict.fromkeys(row["prompt"] for row in train))[:NUM_TRAINED])
+    trained = list(apart(row for row in train if row["prompt"] in candidates))
+    left = {row["prompt"] for row in train} - {row["prompt"] for row in trained}
+    put_by, too_near = left - candidates, left & candidates
     write = partial(write_rows, options.target)
-    write("train.jsonl", apart(row for row in train if row["prompt"] in trained))
-    write("calibration.prompts.jsonl", prompts(row for row in train if row["prompt"] not in trained))
+    write("train.jsonl", trained)
+    write(
+        "calibration.prompts.jsonl",
+        prompts(row for some in (put_by, too_near) for row in train if row["prompt"] in some),
+    )
     write("test.prompts.jsonl", prompts(test))
     write("test.pairs.jsonl", (row for row in test if row["preference"] != "plain"))
     write("test.neutral.jsonl", (row for row in test if row["preference"] == "plain"))

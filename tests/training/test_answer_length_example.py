@@ -41,7 +41,8 @@ def test_what_is_trained_calibrated_and_tested_on_are_different_prompts(tmp_path
     assert trained == {f"question {number}" for number in range(NUM_TRAINED) if number % 10}
     assert len(made["train.jsonl"]) == 2 * len(trained)
     assert {each["preference"] for each in made["train.jsonl"]} == {"concise", "detailed"}
-    assert made["calibration.prompts.jsonl"] == [{"prompt": "question 400"}, {"prompt": "question 401"}]
+    put_by, too_near = [400, 401], range(0, NUM_TRAINED, 10)
+    assert made["calibration.prompts.jsonl"] == [{"prompt": f"question {number}"} for number in (*put_by, *too_near)]
     assert made["test.prompts.jsonl"] == [{"prompt": f"question {number}"} for number in range(900, 903)]
     assert [each["reply"] for each in made["test.neutral.jsonl"]] == [f"plain {number}" for number in range(900, 903)]
     assert len(made["test.pairs.jsonl"]) == 6
