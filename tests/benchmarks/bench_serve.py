@@ -1,6 +1,6 @@
 """What the server costs: pairs of measurements on one engine, alternating, and the median of their ratios.
 
-    python tests/benchmarks/bench_serve.py [--rows NAME ...] [--bundle DIR] [--json FILE] [--quick] [-- ENGINE ARGS]
+    python tests/benchmarks/bench_serve.py [--rows NAME ...] [--bundle DIR] [--json FILE] [--pairs N] [--quick] [-- ENGINE ARGS]
 
 Without a bundle the uncontrolled rows serve a tiny random model, on which the engine is so quick that what
 Python adds shows most. Requests come from a process of their own (`serve_load.py`). A row whose ratio is on
@@ -66,10 +66,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--bundle", type=Path, help="folder of the bundle to serve")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows; all by default")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--pairs", type=int, default=21, help="measurements of each side, or as many as a row has")
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement: no bound is checked")
     options = parser.parse_args(listed[:at])
     with tempfile.TemporaryDirectory() as scratch:
-        size = Size(pairs=4, seconds=0.5) if options.quick else Size(pairs=21, seconds=1)
+        size = Size(pairs=4, seconds=0.5) if options.quick else Size(pairs=options.pairs, seconds=1)
         results = []
         for name in options.rows:
             bundle = options.bundle or ROWS[name].bundle(Path(scratch) / name)
