@@ -1,6 +1,6 @@
 """What the server costs: pairs of measurements on one engine, alternating, and the median of their ratios.
 
-    python tests/benchmarks/bench_serve.py [--rows NAME ...] [--bundle DIR] [--json FILE] [--pairs N] [--quick] [-- ENGINE ARGS]
+    python tests/benchmarks/bench_serve.py [--rows NAME ...] [--bundle DIR] [--pairs N] [--json F] [--quick] [-- ARGS]
 
 Without a bundle the uncontrolled rows serve a tiny random model, on which the engine is so quick that what
 Python adds shows most. Requests come from a process of their own (`serve_load.py`). A row whose ratio is on
