@@ -85,6 +85,17 @@ def test_tokens_that_are_not_in_order_are_left_alone_bit_for_bit() -> None:
     assert (y[[1, 3, 4]] != 0).any(1).all()
 
 
+def test_rows_with_gaps_are_added_to_as_those_without() -> None:
+    dtype = torch.bfloat16
+    layer = KernelLayer(draw(1, 8, 64, seed=1, dtype=dtype), draw(1, 8, 70, seed=2, dtype=dtype), [(0,)], [70])
+    x, y = draw(5, 64, seed=3, dtype=dtype), draw(5, 70, seed=4, dtype=dtype)
+    wide_x, wide_y = torch.cat([x, x], 1), torch.cat([y, y], 1)
+    layer.add(wide_y[:, :70], wide_x[:, :64], batch_of(torch.ones(5, 1)))
+    before = y.clone()
+    layer.add(y, x, batch_of(torch.ones(5, 1)))
+    assert torch.equal(wide_y, torch.cat([y, before], 1))
+
+
 def test_what_is_not_a_number_and_what_is_not_finite_stay_so() -> None:
     dtype = torch.bfloat16
     layer = KernelLayer(torch.zeros(1, 1, 32, dtype=dtype), torch.zeros(1, 1, 64, dtype=dtype), [(0,)], [64])

@@ -60,7 +60,7 @@ class Step:
 
 
 class ResidentLayer:
-    """Stands in for `apply` of one of vLLM's linear layers with LoRA."""
+    """Stands in for `apply` of one of vLLM's linear layers with LoRA and, in one process, for its `forward`."""
 
     def __init__(self, name: str, layer: BaseLinearLayerWithLoRA, step: Step) -> None:
         self.name = name
