@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,9 +63,9 @@ def kills(folder: Path) -> dict[str, int]:
     """What was acknowledged is there, and of what was not, either all or nothing."""
     chance = random.Random(0)
     figures = {"kills": NUM_KILLS, "acknowledged": 0, "unacknowledged": 0, "lost": 0, "half_written": 0}
-    last = State()
+    last, change_s = State(), seconds_a_change(folder.parent)
     for number in range(NUM_KILLS):
-        acknowledged = killed_writer(folder, number, chance.uniform(0.001, 0.03))
+        acknowledged = killed_writer(folder, number, chance.uniform(0, 8) * change_s)
         last = acknowledged[-1] if acknowledged else last
         figures["acknowledged"] += len(acknowledged)
         store = Store(folder)
@@ -80,12 +81,23 @@ def kills(folder: Path) -> dict[str, int]:
     return figures
 
 
+def seconds_a_change(parent: Path) -> float:
+    """How long one takes on this disk, under what else there is to do now: kills are to fall into the first few."""
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        store, start = Store(Path(folder)), time.perf_counter()
+        for step in range(NUM_CHANGES):
+            content = store.keep(control("p0", str(step)))
+            store.update(taking_in(updated if step else added, "p0", content))
+        return (time.perf_counter() - start) / NUM_CHANGES
+
+
 def killed_writer(folder: Path, number: int, after_s: float) -> list[State]:
-    """What a process said was committed, before it was killed."""
+    """What a process said was committed, before it was killed, so long after it began."""
     reading, writing = os.pipe()
     child = forked(lambda: write_until_killed(folder, number, writing))
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
+        pipe.read(1)  # it is about to begin
         time.sleep(after_s)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -94,6 +106,7 @@ def killed_writer(folder: Path, number: int, after_s: float) -> list[State]:
 
 def write_until_killed(folder: Path, number: int, pipe: int) -> None:
     store, step = Store(folder), 0
+    os.write(pipe, b"\n")
     while True:
         name = f"p{step % 3}"
         exists = bool(store.read().entry(name).revisions)
