@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_serve import machine
+from bench_serve import machine, quarters
 from lora_bundle import make_lora_bundle
 
 WORDS = ("rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist")
@@ -247,11 +247,10 @@ def rates(world: World, name: str, concurrent: int, bound: float, ours: Side, ot
 
 
 def line(result: Result) -> str:
-    pairs = statistics.quantiles(result.pairs, n=4) if len(result.pairs) > 1 else result.pairs * 3
     sign = ">=" if result.at_least else "<="
     return (
         f"{result.name}: {result.figure} ({result.ours} / {result.other} {result.unit}; quarters "
-        f"{', '.join(f'{each:.3f}' for each in pairs)}), bound {sign} {result.bound}: "
+        f"{', '.join(f'{each:.3f}' for each in quarters(result.pairs))}), bound {sign} {result.bound}: "
         f"{'holds' if result.holds else 'BROKEN'}"
     )
 

@@ -119,12 +119,17 @@ def measure(row: Row, size: Size, load: Load) -> Result:
 
 def line(result: Result) -> str:
     bound = "" if result.bound is None else f"  (bound {result.bound}: {'holds' if result.holds else 'BROKEN'})"
-    low, _, high = statistics.quantiles(result.pairs, n=4)
+    low, _, high = quarters(result.pairs)
     return (
         f"{result.name}, {result.concurrent} at once: {result.ours:.0f} / {result.other:.0f} {result.unit} = "
         f"{result.ratio:.3f} (quarters {low:.3f} to {high:.3f}), "
         f"API CPU {result.ours_cpu_ms:.2f} / {result.other_cpu_ms:.2f} ms a request{bound}"
     )
+
+
+def quarters(pairs: list[float]) -> list[float]:
+    """The three values between the quarters of the pairs, of which there may be one alone."""
+    return statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
 
 
 @contextmanager

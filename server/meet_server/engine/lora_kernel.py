@@ -83,7 +83,7 @@ class KernelLayer:
         """y (..., out) += what the controls make of x (..., in), in place, for the batch's T tokens in both.
 
         Raises ValueError for other sizes or dtypes, which the kernel would read as if they were these. What is asked
-        of the tensors here is what takes no time: for one token it would be more than the kernel's.
+        of the tensors here is what takes little time, which counts where tokens are few.
         """
         num_tokens, dtype = batch.num_tokens, self._dtype
         if (

@@ -79,7 +79,7 @@ class ResidentLayer:
     def forward(self, x: torch.Tensor) -> Any:
         """The layer's `forward` where one process has all of it: `apply` comes last there, and may as well come after.
 
-        What vLLM's own reads of its base layer on the way costs more than a step's products for one token.
+        What vLLM's own reads of its base layer on the way is spared.
         """
         output = self._base_forward(x)
         self.add(output[0] if isinstance(output, tuple) else output, x)

@@ -43,6 +43,11 @@ class Mixed:
     prompted_both: Share | None = None
 
 
+def mix_name(preferences: Sequence[str], strengths: Sequence[float]) -> str:
+    """A mix as reports name it: `concise=1 + bulleted=1.5`."""
+    return " + ".join(f"{each}={strength:g}" for each, strength in zip(preferences, strengths, strict=True))
+
+
 def mixed(
     first: Side, second: Side, strengths: tuple[float, float], prompted: tuple[Side, Side] | None = None
 ) -> Mixed:

@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from meet_training.evaluation import charts
+from meet_training.evaluation.mixes import mix_name
 
 _ATTRIBUTE_NOTE = "Shift: share of prompts with more of it than without a control, less the share with less."
 
@@ -123,11 +124,7 @@ def mixes(found: list[dict[str, Any]]) -> str:
     """Pairs of preferences that were asked for at once."""
     rows = [
         [
-            escape(
-                " + ".join(
-                    f"{name}={strength:g}" for name, strength in zip(mix["preferences"], mix["strengths"], strict=True)
-                )
-            ),
+            escape(mix_name(mix["preferences"], mix["strengths"])),
             *(_pictured(mix[which]) for which in ("both", "prompted_both", "first", "second")),
         ]
         for mix in found

@@ -17,6 +17,7 @@ from meet_training.evaluation.bootstrap import NUM_RESAMPLES
 from meet_training.evaluation.evaluate import Row
 from meet_training.evaluation.examples import examples
 from meet_training.evaluation.figures import Share
+from meet_training.evaluation.mixes import mix_name
 from meet_training.evaluation.page import page
 from meet_training.evaluation.plan import Plan
 from meet_training.evaluation.results import Results
@@ -159,7 +160,7 @@ def _mixes(results: Results) -> Table:
     for heading in ("both", "prompted both", "first", "second"):
         table.add_column(heading, justify="right")
     for mix in results.mixes:
-        name = " + ".join(f"{each}={strength:g}" for each, strength in zip(mix.preferences, mix.strengths, strict=True))
+        name = mix_name(mix.preferences, mix.strengths)
         table.add_row(name, _share(mix.both), _share(mix.prompted_both), _share(mix.first), _share(mix.second))
     return table
 
