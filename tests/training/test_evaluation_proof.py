@@ -234,6 +234,18 @@ class TestStrength:
         medians = np.array([[1.0, 2.0, 2.0, 3.0]])
         assert rank_correlations([0, 1, 2, 3], medians)[0] == pytest.approx(4.5 / math.sqrt(22.5))
 
+    def test_what_mostly_takes_two_values_is_followed_by_its_mean(self) -> None:
+        # 0, 1, 2 and 4 of four replies: means 0, 0.25, 0.5, 1, medians 0, 0, 0.5, 1 with ranks 1.5, 1.5, 3, 4.
+        values = {s: [float(n < num) for n in range(4)] for s, num in zip(STRENGTHS, (0, 1, 2, 4), strict=True)}
+        flags, others = {s: [False] * 4 for s in STRENGTHS}, {s: [0.0] * 4 for s in STRENGTHS}
+        given = ("bulleted", "list_share", values, flags, others)
+        by_mean = curve(*given, higher=True, against="prose", summary="mean")
+        by_median = curve(*given, higher=True, against="prose")
+        assert [point.typical("mean").value for point in by_mean.points] == [0, 0.25, 0.5, 1]
+        assert (by_mean.summary, by_mean.rank_correlation.value, by_mean.monotone) == ("mean", 1.0, True)
+        assert by_median.rank_correlation.value == pytest.approx(4.5 / math.sqrt(22.5))
+        assert by_mean.calibration == by_median.calibration  # a manifest has medians
+
     def test_a_curve_needs_strengths(self) -> None:
         with pytest.raises(ValueError, match="two strengths, one of them above 0"):
             curve("c", "words", {0.0: [1.0]}, {0.0: [False]}, {0.0: [1.0]}, higher=True, against="d")

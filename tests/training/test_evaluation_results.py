@@ -115,6 +115,7 @@ class TestAFullEvaluation:
         # A list is one or none: ranks of 0, 0, 0, 1, 1, 1 beside six strengths, 1.5 * 3 * 2 / sqrt(13.5 * 17.5).
         assert curves["bulleted"].rank_correlation.value == pytest.approx(13.5 / (13.5 * 17.5) ** 0.5)
         assert curves["bulleted"].monotone
+        assert [curves[name].summary for name in ("concise", "bulleted")] == ["median", "mean"]
         assert [(mix.preferences, mix.both.share) for mix in found.mixes] == [
             (("concise", "bulleted"), 1), (("concise", "prose"), 1),
             (("detailed", "bulleted"), 1), (("detailed", "prose"), 1),

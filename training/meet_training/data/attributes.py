@@ -10,10 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 _LIST_ITEM = re.compile(r"\s*(?:[-*+•–‣◦]|\(?\d{1,3}[.)]|[A-Za-z][.)])\s+\S")
 _CONTRACTION = re.compile(r"[A-Za-z]['’](?:t|s|re|ve|ll|d|m)\b")
+
+Summary = Literal["median", "mean"]
+"""What stands for the values of many replies: the median, or the mean where most replies have one of two values, of
+which a median would only say which is more frequent."""
 
 
 class Attribute(Protocol):
@@ -27,6 +31,10 @@ class Attribute(Protocol):
     def unit(self) -> str:
         """The unit of what `measure` returns."""
 
+    @property
+    def summary(self) -> Summary:
+        """What stands for the values of many replies."""
+
     def measure(self, text: str) -> float:
         """The attribute of one reply; 0 for an empty one."""
 
@@ -38,6 +46,7 @@ class MeasuredBy:
     name: str
     unit: str
     function: Callable[[str], float]
+    summary: Summary = "median"
 
     def measure(self, text: str) -> float:
         """The attribute of one reply, in `unit`; 0 for an empty one."""
@@ -137,7 +146,7 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType(
             MeasuredBy("words", "words", num_words),
             MeasuredBy("characters", "characters", num_characters),
             MeasuredBy("sentences", "sentences", num_sentences),
-            MeasuredBy("list_share", "share of lines, 0 to 1", list_share),
+            MeasuredBy("list_share", "share of lines, 0 to 1", list_share, "mean"),
             MeasuredBy("list_items", "lines", num_list_items),
             MeasuredBy("mean_word_length", "characters", mean_word_length),
             MeasuredBy("casual_marks", "marks for every 100 words", casual_marks),

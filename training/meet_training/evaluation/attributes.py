@@ -3,6 +3,6 @@
 They live a room below, because data is chosen by measurement and may not know evaluation.
 """
 
-from meet_training.data.attributes import ATTRIBUTES, Attribute, MeasuredBy
+from meet_training.data.attributes import ATTRIBUTES, Attribute, MeasuredBy, Summary
 
-__all__ = ["ATTRIBUTES", "Attribute", "MeasuredBy"]
+__all__ = ["ATTRIBUTES", "Attribute", "MeasuredBy", "Summary"]

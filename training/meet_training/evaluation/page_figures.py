@@ -83,7 +83,8 @@ def curves(found: list[dict[str, Any]]) -> str:
     parts = ['<div class="charts">']
     for attribute in dict.fromkeys(curve["attribute"] for curve in found):
         lines = [_line(curve) for curve in found if curve["attribute"] == attribute]
-        text = f"Median {attribute} against strength, for {', '.join(line.name for line in lines)}"
+        summary = next(curve["summary"] for curve in found if curve["attribute"] == attribute)
+        text = f"{summary.capitalize()} {attribute} against strength, for {', '.join(line.name for line in lines)}"
         drawn = charts.chart(lines, "strength", attribute, text)
         parts.append(
             f"<figure>{drawn}<figcaption>{escape(text)}. The large point is recommended.</figcaption></figure>"
@@ -93,7 +94,7 @@ def curves(found: list[dict[str, Any]]) -> str:
     rows = [
         [
             escape(curve["preference"]),
-            escape(curve["attribute"]),
+            escape(f"{curve['summary']} {curve['attribute']}"),
             estimate(curve["rank_correlation"]),
             "yes" if curve["monotone"] else "no",
             f"{curve['recommended']:g}",
@@ -103,7 +104,7 @@ def curves(found: list[dict[str, Any]]) -> str:
     ]
     headings = ["control", "attribute", "rank correlation", "monotone", "recommended"]
     headings += [f"at {strength:g}" for strength in strengths]
-    caption = "Strength: median, share that holds, share of replies that are cut off or repeat themselves"
+    caption = "Strength: the attribute, share that holds, share of replies that are cut off or repeat themselves"
     return section("Strength", *parts, table(caption, headings, rows))
 
 
@@ -215,7 +216,7 @@ def _cell(cell: dict[str, Any]) -> str:
 
 def _line(curve: dict[str, Any]) -> charts.Line:
     points = [
-        (point["strength"], point["median"]["value"], point["median"]["low"], point["median"]["high"])
+        (point["strength"], *(point[curve["summary"]][end] for end in ("value", "low", "high")))
         for point in curve["points"]
     ]
     return charts.Line(curve["preference"], points, curve["recommended"])
@@ -224,6 +225,6 @@ def _line(curve: dict[str, Any]) -> charts.Line:
 def _at(curve: dict[str, Any], strength: float) -> str:
     for point in curve["points"]:
         if point["strength"] == strength:
-            median, broken = point["median"]["value"], 100 * point["broken"]["share"]
-            return f"{median:.4g}<br>holds {share(point['holds'])}<br>broken {broken:.0f}%"
+            typical, broken = point[curve["summary"]]["value"], 100 * point["broken"]["share"]
+            return f"{typical:.4g}<br>holds {share(point['holds'])}<br>broken {broken:.0f}%"
     return "-"

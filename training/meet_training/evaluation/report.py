@@ -140,14 +140,15 @@ def _table(rows: Sequence[Row], num_prompts: int) -> Table:
 
 
 def _curves(results: Results) -> Table:
-    table = Table("control", "attribute", title="Strength: median of the attribute")
-    for heading in ("strength: median", "rank correlation", "monotone", "recommended"):
+    table = Table("control", "attribute", title="Strength: median or mean of the attribute")
+    for heading in ("", "at strength", "rank correlation", "monotone", "recommended"):
         table.add_column(heading, justify="right")
     for curve in results.curves:
         table.add_row(
             curve.preference,
             curve.attribute,
-            "  ".join(f"{point.strength:g}: {point.median.value:.4g}" for point in curve.points),
+            curve.summary,
+            "  ".join(f"{point.strength:g}: {point.typical(curve.summary).value:.4g}" for point in curve.points),
             f"{curve.rank_correlation.value:.2f}",
             "yes" if curve.monotone else "no",
             f"{curve.recommended:g}",

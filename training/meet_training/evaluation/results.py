@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from meet_bundle import Calibration
 from meet_training.evaluation.answers import Answers
+from meet_training.evaluation.attributes import ATTRIBUTES
 from meet_training.evaluation.evaluate import Replies, Row, collect, measure, measured
 from meet_training.evaluation.judging import Judged, judge_endpoint, judge_sampling, judged
 from meet_training.evaluation.leakage import Cell, leakage
@@ -104,6 +105,7 @@ def _curves(answers: Answers) -> list[Curve]:
                 others,
                 higher=tested.name == axis.higher,
                 against=tested.opposite or NO_CONTROL,
+                summary=ATTRIBUTES[axis.attribute].summary,
             )
         )
     return curves

@@ -1,6 +1,6 @@
 """How an attribute follows the strength of a control, and which strength to recommend. Pure.
 
-The rank correlation is Spearman's, of the strengths with the medians of the attribute at each, so that the spread
+The rank correlation is Spearman's, of the strengths with the attribute's median, or mean, at each, so that the spread
 between prompts does not count against a control. Its sign is turned so that 1 is what was asked for.
 """
 
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from meet_bundle import Calibration
-from meet_training.evaluation.bootstrap import Array, Estimate, bootstrap, median_of
+from meet_training.evaluation.attributes import Summary
+from meet_training.evaluation.bootstrap import Array, Estimate, bootstrap, mean_of, median_of
 from meet_training.evaluation.figures import Share, holds, share_of
 
 TRAINED = 1.0
@@ -28,20 +29,29 @@ MORE_BROKEN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was measured at one strength. `broken` replies were cut off or repeat themselves."""
+    """What was measured of the attribute at one strength. `broken` replies were cut off or repeat themselves."""
 
     strength: float
     median: Estimate
+    mean: Estimate
     holds: Share
     broken: Share
+
+    def typical(self, summary: Summary) -> Estimate:
+        """What stands for the replies of all prompts."""
+        return self.median if summary == "median" else self.mean
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """An attribute against the strength of one control, the strengths in ascending order."""
+    """An attribute against the strength of one control, the strengths in ascending order.
+
+    `summary` says what the rank correlation and `monotone` are about: the medians of the points, or their means.
+    """
 
     preference: str
     attribute: str
+    summary: Summary
     against: str
     points: tuple[Point, ...]
     rank_correlation: Estimate
@@ -68,6 +78,7 @@ def curve(
     *,
     higher: bool,
     against: str,
+    summary: Summary = "median",
 ) -> Curve:
     """The curve of one control.
 
@@ -82,6 +93,7 @@ def curve(
         Point(
             strength,
             median_of(values[strength]),
+            mean_of(values[strength]),
             holds(values[strength], others[strength], higher=higher),
             share_of(sum(broken[strength]), len(broken[strength])),
         )
@@ -89,14 +101,16 @@ def curve(
     )
     sign = 1.0 if higher else -1.0
     columns = sign * np.array([values[strength] for strength in strengths], dtype=np.float64).T
-    medians = [sign * point.median.value for point in points]
+    over_prompts = np.median if summary == "median" else np.mean
+    typical = over_prompts(columns, axis=0)
     return Curve(
         preference,
         attribute,
+        summary,
         against,
         points,
-        bootstrap(columns, lambda drawn: rank_correlations(strengths, np.median(drawn, axis=1))),
-        all(before <= after for before, after in itertools.pairwise(medians)) and medians[0] < medians[-1],
+        bootstrap(columns, lambda drawn: rank_correlations(strengths, over_prompts(drawn, axis=1))),
+        all(before <= after for before, after in itertools.pairwise(typical)) and bool(typical[0] < typical[-1]),
         recommended(points),
     )
 
@@ -116,12 +130,12 @@ def recommended(points: Sequence[Point]) -> float:
     return min(near, key=lambda strength: (abs(strength - TRAINED), strength))
 
 
-def rank_correlations(strengths: Sequence[float], medians: Array) -> Array:
-    """Spearman's rank correlation of the strengths (C,) with each row of medians (R, C) -> (R,).
+def rank_correlations(strengths: Sequence[float], typical: Array) -> Array:
+    """Spearman's rank correlation of the strengths (C,) with each row of medians or means (R, C) -> (R,).
 
     Ties get their mean rank; a row that is all one value has no rank order, and 0.
     """
-    ranks = _ranks(medians)
+    ranks = _ranks(typical)
     ranks -= ranks.mean(axis=1, keepdims=True)
     ordered = _ranks(np.asarray([strengths], dtype=np.float64))[0]
     ordered -= ordered.mean()

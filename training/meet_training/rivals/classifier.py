@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from meet_bundle.bundle import write_atomically
+from meet_training.evaluation.attributes import Summary
 from meet_training.evaluation.figures import Share, share_of
 from meet_training.rivals.compare_config import CLASSIFIER
 
@@ -34,6 +35,7 @@ class PreferenceClassifier:
 
     name = CLASSIFIER
     unit = "log-odds of being preferred"
+    summary: Summary = "median"
 
     def __init__(self, base: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """`base` is a causal language model, which is left as it is. `weight` is what is learned, (H,)."""
