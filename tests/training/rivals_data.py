@@ -28,7 +28,7 @@ def write_data(path: Path, replies: dict[str, str] = REPLIES) -> Path:
 
 def write_neutral(path: Path) -> Path:
     """Replies that have nothing to do with any preference; the tiny base says none of its own."""
-    rows = [{"prompt": f"And {word}?", "reply": f"One can see {word}."} for word in WORDS[:3]]
+    rows = [{"prompt": f"And {word}?", "reply": f"One can see {word}."} for word in WORDS[:5]]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

@@ -203,6 +203,7 @@ class TestTheMeasures:
         data = report_data(comparison, rows_of(comparison))
         assert data["num_test_prompts"] == 3
         assert data["searched"]["dpo"][0]["chosen"] is True
+        assert data["searched"]["stage1_only"][0]["perplexity_ratio"] == pytest.approx(1, abs=1e-6)
         assert str(data["config"]["data"][0]["path"]) == "paired.jsonl"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from meet_training.evaluation.log_odds import Score
 from meet_training.evaluation.replies import Reply
-from meet_training.rivals.figures import by_prompt
+from meet_training.rivals.figures import Quality, by_prompt, quality
 from meet_training.rivals.intervals import difference, over_prompts_and_seeds
 from meet_training.rivals.measuring import Cost, Measured, together
 from meet_training.rivals.rival import Point
@@ -24,6 +25,7 @@ def measured(
     *,
     lift: float = 0.0,
     neutral: tuple[float, int] = (-10.0, 10),
+    neutral_tuning: tuple[float, int] = (-10.0, 10),
     finished: bool = True,
 ) -> Measured:
     """Values under both preferences; each prefers its own given reply by `lift` nats a token, of 4 tokens each."""
@@ -35,6 +37,7 @@ def measured(
         values={"short": short, "long": long},
         scores={"short": {"short": own, "long": other}, "long": {"short": other, "long": own}},
         neutral=[Score(*neutral)] * num,
+        neutral_tuning=[Score(*neutral_tuning)] * num,
     )
 
 
@@ -46,7 +49,6 @@ class TestFiguresOfAPrompt:
     def test_holds_where_the_second_of_the_order_has_more(self) -> None:
         found = by_prompt(measured([1, 5, 3], [2, 4, 3]), PAIR, slice(None))
         assert found.holds.tolist() == [1, 0, 0]  # a tie does not hold
-        assert found.quality == (pytest.approx(1 / 3), 0.0)
 
     def test_log_odds_are_the_mean_of_both_sides_in_nats_a_token(self) -> None:
         found = by_prompt(measured([1.0], [2.0], lift=0.25), PAIR, slice(None))
@@ -70,6 +72,7 @@ class TestFiguresOfAPrompt:
             {"short": [1.0]},
             {"short": both.scores["short"]},
             both.neutral,
+            both.neutral_tuning,
             Cost(1, 2, 3.0, 4),
         )
         other = Measured(
@@ -77,12 +80,42 @@ class TestFiguresOfAPrompt:
             {"long": [2.0]},
             {"long": both.scores["long"]},
             both.neutral,
+            both.neutral_tuning,
             Cost(1, 2, 3.0, 4),
         )
         found = together([one, other])
         assert (found.values, found.scores) == (both.values, both.scores)
         assert found.neutral == [Score(-6.0, 4)]
+        assert found.neutral_tuning == [Score(-20.0, 20)]
         assert found.cost == Cost(2, 4, 6.0, 8)
+
+
+class TestWhatARateIsChosenBy:
+    def quality(self, result: Measured) -> Quality:
+        base = measured([1.0, 1.0], [1.0, 1.0])
+        return quality(result, base, PAIR, slice(None), 1.03)
+
+    def test_is_how_often_it_holds_and_of_equals_log_odds(self) -> None:
+        half, all_hold = measured([1.0, 3.0], [2.0, 2.0], lift=0.9), measured([1.0, 1.0], [2.0, 2.0], lift=0.1)
+        found = self.quality(half)
+        assert (found.spares_neutral, found.holds) == (True, 0.5)
+        assert found.log_odds == pytest.approx(0.9)
+        assert self.quality(all_hold) > found
+        assert self.quality(measured([1.0, 1.0], [2.0, 2.0], lift=0.2)) > self.quality(all_hold)
+
+    def test_what_costs_too_much_perplexity_comes_behind_all_that_does_not(self) -> None:
+        # 0.2 and 0.4 nats more for ten tokens: 2.02% and 4.08% more perplexity.
+        dear = self.quality(measured([1.0, 1.0], [2.0, 2.0], lift=0.9, neutral_tuning=(-10.4, 10)))
+        fair = self.quality(measured([1.0, 3.0], [2.0, 2.0], neutral_tuning=(-10.2, 10)))
+        assert fair.perplexity_ratio == pytest.approx(1.0202, abs=5e-5)
+        assert dear.perplexity_ratio == pytest.approx(1.0408, abs=5e-5)
+        assert fair > dear
+        assert dear > self.quality(measured([1.0, 3.0], [2.0, 2.0], neutral_tuning=(-10.9, 10)))  # where all are dear
+
+    def test_where_the_base_says_nothing_perplexity_decides_nothing(self) -> None:
+        silent = measured([], [])
+        found = quality(replace(measured([1.0], [2.0]), neutral_tuning=[]), silent, PAIR, slice(None), 1.03)
+        assert (found.spares_neutral, found.perplexity_ratio) == (True, None)
 
 
 class TestIntervals:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from meet_training.errors import TrainingError
 from meet_training.rivals.compare_config import CompareConfig
-from meet_training.rivals.figures import ByPrompt, by_prompt
+from meet_training.rivals.figures import Quality, quality
 from meet_training.rivals.measuring import Measured, together
 from meet_training.rivals.registry import chosen
 from meet_training.rivals.rival import Point, Rival
@@ -76,12 +76,13 @@ class Comparison:
 
     def _best(self, points: Sequence[Point], results: Sequence[Measured]) -> Point:
         """The point of the best result on the prompts that are kept for it; of equals the first."""
-        rows = self.setting.tuning_rows
-        qualities = [self._figures(result, rows).quality for result in results]
+        qualities = [self.quality(result) for result in results]
         return points[qualities.index(max(qualities))]
 
-    def _figures(self, result: Measured, rows: slice) -> ByPrompt:
-        return by_prompt(result, self.setting.pairs, rows)
+    def quality(self, result: Measured) -> Quality:
+        """What a point of the search is chosen by."""
+        setting, most = self.setting, self.config.tuning.max_perplexity
+        return quality(result, self.trials.base(), setting.pairs, setting.tuning_rows, most)
 
     def _seeds(self, rival: Rival) -> tuple[int, ...]:
         """One for a rival that nothing is drawn for."""

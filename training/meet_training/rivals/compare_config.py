@@ -69,6 +69,12 @@ class TuningConfig(Section):
     betas: tuple[float, ...] = Field(
         default=(0.1, 0.5), min_length=1, description="that DPO tries with each rate (its paper has 0.1 and 0.5)"
     )
+    max_perplexity: float = Field(
+        default=1.03,
+        gt=0,
+        description="of neutral replies when nothing is asked for, over the base's: a rate with more is taken only "
+        "where all have more",
+    )
 
 
 class TestedConfig(Section):
@@ -79,7 +85,9 @@ class TestedConfig(Section):
     max_tokens: int = Field(default=256, ge=1, description="of one sampled reply")
     repetition_penalty: float = Field(default=1.1, gt=0)
     neutral: Path | None = Field(
-        default=None, description="rows of `prompt`, `reply` for perplexity; else the base's own greedy replies"
+        default=None,
+        description="rows of `prompt`, `reply` for perplexity, `prompts` of them, and behind these as many as "
+        "`tuning.prompts` that rates are chosen by; else the base's own greedy replies",
     )
 
 

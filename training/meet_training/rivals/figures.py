@@ -13,13 +13,13 @@ A prompt's figure is the mean over these pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 
 from meet_training.evaluation.bootstrap import Array
-from meet_training.evaluation.log_odds import Scored
+from meet_training.evaluation.log_odds import Score, Scored
 from meet_training.evaluation.side_effects import broken
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.measuring import Measured
@@ -35,10 +35,17 @@ class ByPrompt:
     holds: Array
     log_odds: Array
 
-    @property
-    def quality(self) -> tuple[float, float]:
-        """What a learning rate is chosen by: how often it holds; of equals, log-odds."""
-        return float(self.holds.mean()), float(self.log_odds.mean())
+
+@dataclass(frozen=True, slots=True, order=True)
+class Quality:
+    """What a learning rate is chosen by, the greatest: that it leaves the model's neutral replies as likely as it may
+    at least; of equals, how often it holds; of equals, log-odds. `perplexity_ratio`, over the base's, is None where
+    the base said nothing to measure it on."""
+
+    spares_neutral: bool
+    holds: float
+    log_odds: float
+    perplexity_ratio: float | None = field(compare=False)
 
 
 def ordered_pairs(config: CompareConfig) -> list[Ordered]:
@@ -59,15 +66,27 @@ def by_prompt(measured: Measured, pairs: Sequence[Ordered], rows: slice) -> ByPr
     )
 
 
+def quality(
+    measured: Measured, base: Measured, pairs: Sequence[Ordered], rows: slice, max_perplexity: float
+) -> Quality:
+    """Of one training on the rows that rates are chosen on."""
+    found, ratio = by_prompt(measured, pairs, rows), None
+    if base.neutral_tuning:
+        neutral = scored_beside(measured.neutral_tuning, base.neutral_tuning)
+        ratio = float(perplexity_ratios(neutral[None, None])[0])
+    spares = ratio is None or ratio <= max_perplexity
+    return Quality(spares, float(found.holds.mean()), float(found.log_odds.mean()), ratio)
+
+
 def broken_share(measured: Measured, rows: slice) -> float:
     """Share of all replies that were cut off or repeat themselves."""
     replies = [reply for given in measured.replies.values() for reply in given[rows]]
     return sum(map(broken, replies)) / len(replies)
 
 
-def neutral_rows(measured: Measured, base: Measured) -> Array:
+def scored_beside(scores: Sequence[Score], base: Sequence[Score]) -> Array:
     """Log-probability and tokens of each neutral reply, of the rival and of the base, (N, 4)."""
-    pairs = zip(measured.neutral, base.neutral, strict=True)
+    pairs = zip(scores, base, strict=True)
     return np.array([(a.logprob, a.num_tokens, b.logprob, b.num_tokens) for a, b in pairs], dtype=np.float64)
 
 

@@ -81,19 +81,28 @@ class Cost:
 class Measured:
     """What was measured on the same rows of every rival, in their order.
 
-    Under each preference: the replies, the attribute of each, and the scores of every side's given reply. `neutral` are
-    scores of neutral replies when no preference is asked for.
+    Under each preference: the replies, the attribute of each, and the scores of every side's given reply. `neutral` and
+    `neutral_tuning` are scores of neutral replies when no preference is asked for.
     """
 
     replies: Mapping[str, Sequence[Reply]]
     values: Mapping[str, Sequence[float]]
     scores: Mapping[str, Mapping[str, Sequence[Score]]]
     neutral: Sequence[Score]
+    neutral_tuning: Sequence[Score] = ()
     cost: Cost = Cost()
 
 
 Given = tuple[Sequence[Message], str]
 """A conversation and a reply to it that is scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neutral:
+    """Replies that perplexity is measured on: those that rivals are told by, and those that rates are chosen by."""
+
+    test: Sequence[Given]
+    tuning: Sequence[Given]
 
 
 def replies_of(
@@ -137,7 +146,7 @@ def measure(
     preferences: Sequence[str],
     sides: Mapping[str, Sequence[str]],
     rows: Sequence[Answered],
-    neutral: Sequence[Given],
+    neutral: Neutral,
     attributes: Mapping[str, Attribute],
     config: DecodingConfig,
     on_progress: OnProgress | None = None,
@@ -159,7 +168,8 @@ def measure(
             }
             for name in preferences
         },
-        neutral=scores_of(tuned, neutral, None, config),
+        neutral=scores_of(tuned, neutral.test, None, config),
+        neutral_tuning=scores_of(tuned, neutral.tuning, None, config),
     )
 
 
@@ -169,12 +179,17 @@ def together(parts: Sequence[Measured]) -> Measured:
         replies={name: given for part in parts for name, given in part.replies.items()},
         values={name: given for part in parts for name, given in part.values.items()},
         scores={name: given for part in parts for name, given in part.scores.items()},
-        neutral=[
-            Score(sum(score.logprob for score in each), sum(score.num_tokens for score in each))
-            for each in zip(*(part.neutral for part in parts), strict=True)
-        ],
+        neutral=_summed([part.neutral for part in parts]),
+        neutral_tuning=_summed([part.neutral_tuning for part in parts]),
         cost=sum((part.cost for part in parts), Cost()),
     )
+
+
+def _summed(parts: Sequence[Sequence[Score]]) -> list[Score]:
+    return [
+        Score(sum(score.logprob for score in each), sum(score.num_tokens for score in each))
+        for each in zip(*parts, strict=True)
+    ]
 
 
 def _as_reply(ids: Ids, tokenizer: PreTrainedTokenizerBase, config: DecodingConfig) -> Reply:

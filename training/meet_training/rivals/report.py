@@ -11,7 +11,6 @@ from rich.table import Table
 
 from meet_training.evaluation.bootstrap import NUM_RESAMPLES, Estimate
 from meet_training.rivals.compare import Comparison
-from meet_training.rivals.figures import by_prompt
 from meet_training.rivals.standing import FIGURES, Outcome, Row, Standing, standings
 
 _MARKS = {Standing.AHEAD: "ahead", Standing.BEHIND: "behind", Standing.LEVEL: "="}
@@ -106,12 +105,10 @@ def _mark(row: Row, figure: str, reference: str) -> str:
 
 def _searched(comparison: Comparison, outcome: Outcome) -> list[dict[str, Any]]:
     """Every point that was tried, with what it was chosen by."""
-    setting = comparison.setting
-    found = []
-    for point, result in outcome.searched.items():
-        holds, log_odds = by_prompt(result, setting.pairs, setting.tuning_rows).quality
-        found.append({"point": str(point), "holds": holds, "log_odds": log_odds, "chosen": point == outcome.point})
-    return found
+    return [
+        {"point": str(point), **asdict(comparison.quality(result)), "chosen": point == outcome.point}
+        for point, result in outcome.searched.items()
+    ]
 
 
 def _percent(each: Estimate) -> str:

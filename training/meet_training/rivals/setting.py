@@ -20,7 +20,7 @@ from meet_training.rivals.classifier import Judge, PreferenceClassifier, keep_ju
 from meet_training.rivals.compare_config import CLASSIFIER, CompareConfig
 from meet_training.rivals.decoding import DecodingConfig
 from meet_training.rivals.figures import Ordered, ordered_pairs, sides
-from meet_training.rivals.measuring import Given
+from meet_training.rivals.measuring import Given, Neutral
 from meet_training.rivals.rendering import TextToken
 from meet_training.stages.machine import choose_device, choose_dtype
 
@@ -45,7 +45,7 @@ class Setting:
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.precision, self.device)
         self.split: Split = split(config, self._fits)
-        self.neutral: list[Given] | None = _neutral(config.test.neutral, config.test.prompts)
+        self.neutral: Neutral | None = _neutral(config)
         self.pairs: list[Ordered] = ordered_pairs(config)
         self.sides = sides(config)
         self.decoding = DecodingConfig(
@@ -76,7 +76,7 @@ class Setting:
             self.device.type,
             [digest_of(rows) for rows in (dealt.test, dealt.tuning, dealt.classifier)],
             config.test.model_dump(mode="json", exclude={"data", "neutral"}),
-            self.neutral,
+            None if self.neutral is None else [self.neutral.test, self.neutral.tuning],
             {name: axis.model_dump() for name, axis in config.axes.items()},
             config.classifier.model_dump() if config.judged else None,
         ]
@@ -136,8 +136,13 @@ class Setting:
         return len(rendered[0].prompt_ids) + sum(longest) + 2 * max(texts) <= self.config.max_length
 
 
-def _neutral(path: Path | None, limit: int) -> list[Given] | None:
+def _neutral(config: CompareConfig) -> Neutral | None:
     """The replies of the file for perplexity, where one is named. Raises TrainingError."""
-    if path is None:
+    if config.test.neutral is None:
         return None
-    return [([message._asdict() for message in prompt], reply) for prompt, reply in read_neutral(path, limit)]
+    num_test, num_tuning = config.test.prompts, config.tuning.prompts
+    given: list[Given] = [
+        ([message._asdict() for message in prompt], reply)
+        for prompt, reply in read_neutral(config.test.neutral, num_test + num_tuning)
+    ]
+    return Neutral(given[:num_test], given[num_test:])

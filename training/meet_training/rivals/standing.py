@@ -11,7 +11,7 @@ import numpy as np
 
 from meet_training.evaluation.bootstrap import Array, Estimate
 from meet_training.evaluation.figures import share_of
-from meet_training.rivals.figures import Ordered, broken_share, by_prompt, neutral_rows, perplexity_ratios
+from meet_training.rivals.figures import Ordered, broken_share, by_prompt, perplexity_ratios, scored_beside
 from meet_training.rivals.intervals import difference, over_prompts_and_seeds
 from meet_training.rivals.measuring import Cost, Measured
 from meet_training.rivals.rival import Point
@@ -102,7 +102,7 @@ def _values(outcome: Outcome, pairs: Sequence[Ordered], rows: slice) -> dict[str
 
 def _row(outcome: Outcome, values: Mapping[str, Mapping[str, Array]], base: Measured, rows: slice) -> Row:
     own, seeds = values[outcome.name], outcome.by_seed
-    neutral = np.stack([neutral_rows(each, base) for each in seeds])
+    neutral = np.stack([scored_beside(each.neutral, base.neutral) for each in seeds])
     others = [name for name in values if name != outcome.name]
     return Row(
         outcome.name,

@@ -23,7 +23,8 @@ from meet_training.controls.lora import target_layers
 from meet_training.data.records import RecordFile
 from meet_training.evaluation.log_odds import Score
 from meet_training.evaluation.replies import Reply
-from meet_training.rivals.measuring import Cost, Given, Measured, Tuned, measure, replies_of, scores_of
+from meet_training.rivals.answered import Answered
+from meet_training.rivals.measuring import Cost, Given, Measured, Neutral, Tuned, measure, replies_of, scores_of
 from meet_training.rivals.no_controls import NoControls
 from meet_training.rivals.rendering import AsItIs
 from meet_training.rivals.rival import Job
@@ -55,6 +56,7 @@ class MeasuredFile(RecordFile[Measured]):
                 for name, by_side in fields["scores"].items()
             },
             [Score(*each) for each in fields["neutral"]],
+            [Score(*each) for each in fields["neutral_tuning"]],
             Cost(**fields["cost"]),
         )
 
@@ -69,6 +71,7 @@ class MeasuredFile(RecordFile[Measured]):
                 for name, by_side in record.scores.items()
             },
             "neutral": [_pair(each) for each in record.neutral],
+            "neutral_tuning": [_pair(each) for each in record.neutral_tuning],
         }
 
 
@@ -108,32 +111,39 @@ class Trials:
         return found
 
     def base(self) -> Measured:
-        """The base's own greedy replies to the tested prompts, and how it scores the neutral replies."""
+        """The base's own greedy replies to all prompts, and how it scores the neutral replies."""
         key = self.key(BASE, 0)
         if (known := self.kept.get(key)) is not None:
             return known
         tuned = self._plain(AsItIs()).ready()
         setting = self.setting
-        prompts = [row.messages for row in setting.split.test]
+        prompts = [row.messages for row in (*setting.split.tuning, *setting.split.test)]
 
         def tell(done: int, num: int) -> None:
             self.tell("the base's own replies", done, num, "")
 
         replies = replies_of(tuned, prompts, [None], setting.decoding, tell)[0]
-        scores = scores_of(tuned, self._neutral(replies), None, setting.decoding)
-        found = Measured({BASE: replies}, {}, {}, scores)
+        neutral = self._neutral(replies)
+        found = Measured(
+            {BASE: replies},
+            {},
+            {},
+            scores_of(tuned, neutral.test, None, setting.decoding),
+            scores_of(tuned, neutral.tuning, None, setting.decoding),
+        )
         self.kept.add(key, found, name=BASE)
         return found
 
-    def neutral(self) -> list[Given]:
+    def neutral(self) -> Neutral:
         """The replies that perplexity is measured on: those of the file, else the base's own."""
         return self._neutral(self.base().replies[BASE])
 
-    def _neutral(self, replies: Sequence[Reply]) -> list[Given]:
-        if self.setting.neutral is not None:
-            return self.setting.neutral
-        rows = zip(self.setting.split.test, replies, strict=True)
-        return [(row.messages, reply.text) for row, reply in rows if reply.text.strip()]
+    def _neutral(self, replies: Sequence[Reply]) -> Neutral:
+        setting = self.setting
+        if setting.neutral is not None:
+            return setting.neutral
+        dealt = setting.split
+        return Neutral(_said(dealt.test, replies[setting.test_rows]), _said(dealt.tuning, replies[setting.tuning_rows]))
 
     def key(self, job: Job | str, seed: int) -> str:
         """SHA-256 of everything that decides a result, hexadecimal."""
@@ -189,6 +199,11 @@ def _num_learned(model: nn.Module, controls: ControlSet, run: RivalRun) -> int:
         layers = target_layers(model, "all-linear").values()
         return num_own + stage.model_rank * sum(layer.in_features + layer.out_features for layer in layers)
     return num_own + sum(p.numel() for p in model.parameters() if not any(p is each for each in own))
+
+
+def _said(rows: Sequence[Answered], replies: Sequence[Reply]) -> list[Given]:
+    """The replies that say anything, each behind its conversation."""
+    return [(row.messages, reply.text) for row, reply in zip(rows, replies, strict=True) if reply.text.strip()]
 
 
 def _pair(score: Score) -> tuple[float, int]:
