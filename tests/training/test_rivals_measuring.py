@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from meet_training.controls.lora import LoraTuning
 from meet_training.controls.soft_prompt import SoftPromptTuning
 from meet_training.controls_config import LoraConfig, SoftPromptConfig
+from meet_training.rivals import decoding as rivals_decoding
+from meet_training.rivals import decoding_cache
 from meet_training.rivals.classifier import PreferenceClassifier
 from meet_training.rivals.decoding import Asked, DecodingConfig, greedy, penalised
 from meet_training.rivals.measuring import Tuned, replies_of, scores_of
@@ -61,6 +63,24 @@ class TestDecoding:
         assert model.config._attn_implementation == "meet_decoding"
         assert found == expected
 
+    @pytest.mark.parametrize("in_blocks", [True, False])
+    def test_in_small_batches_groups_and_blocks_it_is_the_same(
+        self, model: Any, monkeypatch: pytest.MonkeyPatch, in_blocks: bool
+    ) -> None:
+        expected = [generated(model, prompt, 1.5) for prompt in PROMPTS]
+        monkeypatch.setattr(rivals_decoding, "BATCH_SIZE", 2)  # the two shorter prompts, then the longest
+        monkeypatch.setattr(rivals_decoding, "TOKENS_PER_PASS", 4)  # of the two, one at a time
+        monkeypatch.setattr(decoding_cache, "BLOCK", 3)
+        if not in_blocks:  # as on a GPU
+            monkeypatch.setattr(rivals_decoding.decoding_attention, "take", lambda _: False)
+        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(eos_id=-1, penalty=1.5))
+        assert found == expected
+
+    def test_prompts_of_like_length_are_read_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(rivals_decoding, "TOKENS_PER_PASS", 20)
+        found = list(rivals_decoding.groups_of([3, 4, 5, 9, 9, 30]))
+        assert found == [slice(0, 3), slice(3, 5), slice(5, 6)]
+
     def test_a_reply_ends_with_its_end_of_turn_and_others_go_on(self, model: Any) -> None:
         whole = [generated(model, prompt, 1.5) for prompt in PROMPTS]
         eos = whole[0][2]
@@ -89,7 +109,7 @@ class TestDecoding:
         assert found == expected
 
     def test_the_penalty_by_hand(self) -> None:
-        logits, seen = torch.tensor([[2.0, -2.0, 3.0]]), torch.tensor([[True, True, False]])
+        logits, seen = torch.tensor([[2.0, -2.0, 3.0]]), torch.tensor([[0, 1, 0]])  # 0 twice, which counts once
         assert penalised(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
 
 
