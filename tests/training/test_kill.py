@@ -19,6 +19,11 @@ import torch
 import yaml
 
 from meet_bundle import open_bundle
+from meet_training.callbacks import Callback
+from meet_training.config import load_config
+from meet_training.errors import TrainingError
+from meet_training.run import train
+from meet_training.stages.optimise import TrainProgress
 
 from .fork_server import ForkServer
 
@@ -86,6 +91,40 @@ def test_a_run_killed_at_any_moment_and_resumed_ends_as_if_never_killed(
     print(dict(met))  # noqa: T201 - `pytest -s` shows what the kills met
     if num_kills == 20:
         assert {"no checkpoint", "stage1", "stage2", "writing"} <= met.keys()
+
+
+def test_a_second_run_for_the_same_output_is_refused_while_the_first_one_trains(
+    write_config: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "once" / "bundle"
+    config = load_config(write_config(output))
+    refused: list[str] = []
+
+    class Second(Callback):
+        def on_step(self, progress: TrainProgress) -> None:
+            if not refused:
+                with pytest.raises(TrainingError, match=r"^output: another run is training .*bundle now; wait") as told:
+                    train(config)
+                refused.append(str(told.value))
+
+    train(config, callbacks=[Second()])
+    assert refused
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(
+    write_config: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "failed" / "bundle"
+    config = load_config(write_config(output), ["stage2.uncontrolled_share=0", "checkpoint_every_s=300"])
+
+    class Failing(Callback):
+        def on_step(self, progress: TrainProgress) -> None:
+            raise TrainingError("enough")
+
+    with pytest.raises(TrainingError, match="enough"):
+        train(config, callbacks=[Failing()])
+    assert list(output.parent.iterdir()) == []
 
 
 def kill_at(

@@ -22,11 +22,14 @@ def prefix(name: str, kind: str) -> str:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Within the block nobody takes the folder for an abandoned one; it may be renamed or removed meanwhile."""
+def held(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Within the block nobody takes the folder for an abandoned one; it may be renamed or removed meanwhile.
+
+    Where another process holds it: waits, or raises BlockingIOError.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,13 +61,17 @@ def train(config: TrainConfig, *, replace: bool = False, callbacks: Sequence[Cal
     with machine.together():
         run = Run(config, folder, forms.load_examples(config), told, machine)
     machine.check_alike("configuration, data and base", run.checkpoints.key)
-    told.on_start(run.config)
-    trained = run.both_stages()
-    with machine.together():
-        if machine.is_main:
-            told.on_phase(f"writing {config.output}")
-            export(trained, run.config, replace=replace)
-            run.checkpoints.remove()
+    with ExitStack() as alone:
+        with machine.together():
+            if machine.is_main:
+                alone.enter_context(run.checkpoints.alone())
+        told.on_start(run.config)
+        trained = run.both_stages()
+        with machine.together():
+            if machine.is_main:
+                told.on_phase(f"writing {config.output}")
+                export(trained, run.config, replace=replace)
+                run.checkpoints.remove()
     bundle = open_bundle(config.output)
     told.on_bundle(bundle)
     return bundle

@@ -166,7 +166,8 @@ class Trials:
         setting = self.setting
         config = train_config(setting.config, job, seed, self._work(job, seed) / "model")
         run = RivalRun(job, config, setting.folder, setting.split.examples(), _Telling(name, self.tell))
-        model, controls = run.tune()
+        with run.checkpoints.alone():
+            model, controls = run.tune()
         learned, everything = run.budget
         seconds = sum(run.record.seconds.values())
         cost = Cost(learned, everything, seconds, _num_learned(model, controls, run))

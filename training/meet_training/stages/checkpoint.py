@@ -11,13 +11,17 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from meet_bundle import BaseModelSource
+from meet_bundle.leftovers import held
 from meet_training.config import TrainConfig
+from meet_training.errors import TrainingError
 
 
 def run_key(
@@ -35,10 +39,28 @@ class CheckpointFolder:
     """The folder of one run's checkpoint, beside its output."""
 
     def __init__(self, output: Path, key: str, every_s: float) -> None:
+        self._output = output
         self._folder = output.parent / f".{output.name}.run"
         self.key = key
         self._every_s = every_s
         self._last = time.monotonic()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within the block no other run for the same output trains. Raises TrainingError where one does already."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(held(self._folder, wait=False))
+            except BlockingIOError:
+                raise TrainingError(
+                    f"output: another run is training {self._output} now; wait for its end, or choose another output"
+                ) from None
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # what is not empty a run goes on from
+                    self._folder.rmdir()
 
     def file(self, name: str) -> Path:
         """Where this run, and no other, keeps something else until the bundle is written; its folder exists."""
