@@ -98,24 +98,24 @@ class TestWhatARateIsChosenBy:
     def test_is_how_often_it_holds_and_of_equals_log_odds(self) -> None:
         half, all_hold = measured([1.0, 3.0], [2.0, 2.0], lift=0.9), measured([1.0, 1.0], [2.0, 2.0], lift=0.1)
         found = self.quality(half)
-        assert (found.spares_neutral, found.holds) == (True, 0.5)
+        assert (found.too_much, found.holds) == (0.0, 0.5)
         assert found.log_odds == pytest.approx(0.9)
-        assert self.quality(all_hold) > found
-        assert self.quality(measured([1.0, 1.0], [2.0, 2.0], lift=0.2)) > self.quality(all_hold)
+        assert self.quality(all_hold).rank > found.rank
+        assert self.quality(measured([1.0, 1.0], [2.0, 2.0], lift=0.2)).rank > self.quality(all_hold).rank
 
     def test_what_costs_too_much_perplexity_comes_behind_all_that_does_not(self) -> None:
-        # 0.2 and 0.4 nats more for ten tokens: 2.02% and 4.08% more perplexity.
-        dear = self.quality(measured([1.0, 1.0], [2.0, 2.0], lift=0.9, neutral_tuning=(-10.4, 10)))
+        # 0.2, 0.4 and 0.9 nats more for ten tokens: 2.02%, 4.08% and 9.42% more perplexity.
         fair = self.quality(measured([1.0, 3.0], [2.0, 2.0], neutral_tuning=(-10.2, 10)))
-        assert fair.perplexity_ratio == pytest.approx(1.0202, abs=5e-5)
-        assert dear.perplexity_ratio == pytest.approx(1.0408, abs=5e-5)
-        assert fair > dear
-        assert dear > self.quality(measured([1.0, 3.0], [2.0, 2.0], neutral_tuning=(-10.9, 10)))  # where all are dear
+        dear = self.quality(measured([1.0, 3.0], [2.0, 2.0], neutral_tuning=(-10.4, 10)))
+        dearer = self.quality(measured([1.0, 1.0], [2.0, 2.0], lift=0.9, neutral_tuning=(-10.9, 10)))
+        ratios = [each.perplexity_ratio for each in (fair, dear, dearer)]
+        assert ratios == pytest.approx([1.0202, 1.0408, 1.0942], abs=5e-5)
+        assert fair.rank > dear.rank > dearer.rank  # where all are, the least so
 
     def test_where_the_base_says_nothing_perplexity_decides_nothing(self) -> None:
         silent = measured([], [])
         found = quality(replace(measured([1.0], [2.0]), neutral_tuning=[]), silent, PAIR, slice(None), 1.03)
-        assert (found.spares_neutral, found.perplexity_ratio) == (True, None)
+        assert (found.too_much, found.perplexity_ratio) == (0.0, None)
 
 
 class TestIntervals:

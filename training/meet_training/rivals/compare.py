@@ -76,8 +76,8 @@ class Comparison:
 
     def _best(self, points: Sequence[Point], results: Sequence[Measured]) -> Point:
         """The point of the best result on the prompts that are kept for it; of equals the first."""
-        qualities = [self.quality(result) for result in results]
-        return points[qualities.index(max(qualities))]
+        ranks = [self.quality(result).rank for result in results]
+        return points[ranks.index(max(ranks))]
 
     def quality(self, result: Measured) -> Quality:
         """What a point of the search is chosen by."""

@@ -73,7 +73,7 @@ class TuningConfig(Section):
         default=1.03,
         gt=0,
         description="of neutral replies when nothing is asked for, over the base's: a rate with more is taken only "
-        "where all have more",
+        "where all have more, and then the one with least",
     )
 
 

@@ -13,7 +13,7 @@ A prompt's figure is the mean over these pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -36,16 +36,20 @@ class ByPrompt:
     log_odds: Array
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Quality:
-    """What a learning rate is chosen by, the greatest: that it leaves the model's neutral replies as likely as it may
-    at least; of equals, how often it holds; of equals, log-odds. `perplexity_ratio`, over the base's, is None where
-    the base said nothing to measure it on."""
+    """What a learning rate is chosen by. `perplexity_ratio` is of neutral replies, over the base's, None where the base
+    said nothing to measure it on; `too_much` how far it is above what it may be, 0 where it is not."""
 
-    spares_neutral: bool
     holds: float
     log_odds: float
-    perplexity_ratio: float | None = field(compare=False)
+    perplexity_ratio: float | None
+    too_much: float
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """The greatest is chosen: the least too perplexing; of equals, what holds most often; of equals, log-odds."""
+        return -self.too_much, self.holds, self.log_odds
 
 
 def ordered_pairs(config: CompareConfig) -> list[Ordered]:
@@ -74,8 +78,8 @@ def quality(
     if base.neutral_tuning:
         neutral = scored_beside(measured.neutral_tuning, base.neutral_tuning)
         ratio = float(perplexity_ratios(neutral[None, None])[0])
-    spares = ratio is None or ratio <= max_perplexity
-    return Quality(spares, float(found.holds.mean()), float(found.log_odds.mean()), ratio)
+    too_much = 0.0 if ratio is None else max(0.0, ratio - max_perplexity)
+    return Quality(float(found.holds.mean()), float(found.log_odds.mean()), ratio, too_much)
 
 
 def broken_share(measured: Measured, rows: slice) -> float:
