@@ -81,7 +81,11 @@ class TestDecoding:
         found = list(rivals_decoding.groups_of([3, 4, 5, 9, 9, 30]))
         assert found == [slice(0, 3), slice(3, 5), slice(5, 6)]
 
-    def test_a_reply_ends_with_its_end_of_turn_and_others_go_on(self, model: Any) -> None:
+    @pytest.mark.parametrize("ended", [0.0, 1.0], ids=["leaves at once", "stays"])
+    def test_a_reply_ends_with_its_end_of_turn_and_others_go_on(
+        self, model: Any, monkeypatch: pytest.MonkeyPatch, ended: float
+    ) -> None:
+        monkeypatch.setattr(rivals_decoding, "ENDED", ended)
         whole = [generated(model, prompt, 1.5) for prompt in PROMPTS]
         eos = whole[0][2]
         expected = [reply[: reply.index(eos) + 1] if eos in reply else reply for reply in whole]
