@@ -136,11 +136,13 @@ def test_one_that_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> N
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_command_ends_its_server_too(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
-        import sys, time
+        import signal, sys
         from pathlib import Path
         import click
         from meet_cli.local_server import free_port, running_server
         from meet_cli.main import run
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in a shell's background are born without
 
         def serve():
             port = free_port()
