@@ -102,7 +102,7 @@ def curve(
     sign = 1.0 if higher else -1.0
     columns = sign * np.array([values[strength] for strength in strengths], dtype=np.float64).T
     over_prompts = np.median if summary == "median" else np.mean
-    typical = over_prompts(columns, axis=0)
+    typical = [sign * point.typical(summary).value for point in points]
     return Curve(
         preference,
         attribute,
@@ -110,7 +110,7 @@ def curve(
         against,
         points,
         bootstrap(columns, lambda drawn: rank_correlations(strengths, over_prompts(drawn, axis=1))),
-        all(before <= after for before, after in itertools.pairwise(typical)) and bool(typical[0] < typical[-1]),
+        all(before <= after for before, after in itertools.pairwise(typical)) and typical[0] < typical[-1],
         recommended(points),
     )
 
