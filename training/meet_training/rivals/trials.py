@@ -111,7 +111,7 @@ class Trials:
         return found
 
     def base(self) -> Measured:
-        """The base's own greedy replies to all prompts, and how it scores the neutral replies."""
+        """How the base scores the neutral replies, and its own greedy replies to all prompts where those are they."""
         key = self.key(BASE, 0)
         if (known := self.kept.get(key)) is not None:
             return known
@@ -122,7 +122,7 @@ class Trials:
         def tell(done: int, num: int) -> None:
             self.tell("the base's own replies", done, num, "")
 
-        replies = replies_of(tuned, prompts, [None], setting.decoding, tell)[0]
+        replies = replies_of(tuned, prompts, [None], setting.decoding, tell)[0] if setting.neutral is None else []
         neutral = self._neutral(replies)
         found = Measured(
             {BASE: replies},
