@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from meet_bundle import Bundle, open_bundle
+from meet_cli import main as cli
 from meet_training.stages.machine import buckets, shares
 
 from .fork_server import ForkServer
@@ -216,6 +217,31 @@ def test_torchrun_starts_it(write_config: WriteConfig) -> None:
     assert refused.returncode == 1  # torchrun's own, whatever the processes' codes are
     assert refused.stderr.count("meet: error:") == 1
     assert "exitcode  : 2" in refused.stderr
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_mistake_is_told_under_torchrun_whichever_process_finds_it_first(tmp_path: Path, late: int) -> None:
+    script = tmp_path / "late.py"
+    script.write_text(
+        f"import os, time\ntime.sleep(2 * (os.environ['RANK'] == '{late}'))\nfrom meet_cli.main import main\nmain()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(script), "train", "none.yaml"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.count("meet: error:") == 1
+    assert "none.yaml" in refused.stderr
+
+
+def test_a_mistake_of_one_process_alone_is_told_by_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("meet_cli.processes.PATIENCE_S", 0.1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert cli.run(cli.cli, ["train", "none.yaml"]) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of a launcher that left it running")
+    assert cli.run(cli.cli, ["train", "none.yaml"]) == 2
+    assert "none.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mistaken", [0, 1])

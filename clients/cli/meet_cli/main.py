@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from meet_cli.errors import CommandError, one_line
-from meet_cli.processes import speaks_for_machine
+from meet_cli.processes import tells_mistakes
 
 if TYPE_CHECKING:
     from meet_bundle.errors import MeetError
@@ -150,7 +150,7 @@ def _worded(error: click.ClickException) -> str:
 
 
 def _tell(message: str, error: BaseException) -> None:
-    if not speaks_for_machine():
+    if not tells_mistakes():
         return
     for note in getattr(error, "__notes__", ()):
         click.echo(note, err=True)
