@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import json
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
+from meet_bundle.leftovers import claimed
 from meet_training.errors import TrainingError
 from meet_training.rivals.compare import Comparison
-from meet_training.rivals.compare_config import CompareConfig
+from meet_training.rivals.compare_config import CompareConfig, load_compare_config
 from meet_training.rivals.measuring import Measured
 from meet_training.rivals.registry import RIVALS
 from meet_training.rivals.report import missing, report_data, rows_of
 from meet_training.rivals.rival_run import RivalRun, train_config
 
+from .fork_server import ForkServer
 from .rivals_data import WORDS, comparison_config, silent
 
 TRAINED = [name for name in RIVALS if name != "prompting"]
@@ -289,6 +294,55 @@ class TestPieces:
         seconds = replace(cut_row.cost, seconds=0.0), replace(whole_row.cost, seconds=0.0)
         assert seconds[0] == seconds[1]
         assert replace(cut_row, cost=seconds[0]) == replace(whole_row, cost=seconds[1])
+
+    def test_what_another_process_is_at_is_left_to_it_and_taken_over_where_it_ends_without_a_result(
+        self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("meet_training.rivals.compare.WAIT_S", 0.0)
+        config = comparison_config(
+            tiny_base, tmp_path, rivals=["stage1_only", "prompting"], beside="prompting", seeds=[0, 1]
+        )
+        other = Comparison(config, silent)
+        other.trials.base()
+        (job,) = RIVALS["stage1_only"].jobs(config, RIVALS["stage1_only"].points(config)[0])
+        key = other.trials.key(job, 0)
+        held = ExitStack()
+        assert held.enter_context(claimed(config.output / "work" / key[:16]))
+        steps: list[str] = []
+
+        def step(words: str) -> None:
+            if "waiting" in words:
+                assert [row.name for row in rows_of(mine)] == ["prompting"]
+                held.close()
+            steps.append(words)
+
+        mine = Comparison(config, silent, step)
+        assert mine.run().num_new == 3
+        assert [words for words in steps if "waiting" in words] == [
+            "waiting for other processes, which train stage1_only"
+        ]
+        assert rows_of(other) == rows_of(mine)  # without being opened anew
+        assert other.run().num_new == 0
+
+    def test_two_processes_share_one_comparison(
+        self, config: CompareConfig, comparison: Comparison, fork_server: ForkServer, tmp_path: Path
+    ) -> None:
+        names = ["prompting", "stage1_only", "stage2_only", "one_lora", "meet_lora_joint"]
+        fields = config.model_dump(mode="json") | {"output": str(tmp_path / "kept"), "rivals": names}
+        path = tmp_path / "compare.yaml"
+        path.write_text(yaml.safe_dump(fields))
+        logs = [tmp_path / "1.log", tmp_path / "2.log"]
+        pids = [fork_server.start(["compare", str(path)], log) for log in logs]
+        assert [fork_server.wait(pid) for pid in pids] == [0, 0], "".join(log.read_text() for log in logs)
+        kept = [json.loads(line) for line in (tmp_path / "kept" / "trials.jsonl").read_text().splitlines()]
+        assert sorted(line["name"] for line in kept) == sorted(["base", *(f"{name} x1, seed 0" for name in names)])
+        shared = Comparison(load_compare_config(path), silent)
+        alone = {row.name: row for row in rows_of(comparison)}
+        assert [row.name for row in rows_of(shared)] == names
+        for row in rows_of(shared):  # as of one process, to rounding
+            own = alone[row.name]
+            assert (row.holds, row.medians, row.cost.all_tokens) == (own.holds, own.medians, own.cost.all_tokens)
+            assert row.log_odds.value == pytest.approx(own.log_odds.value, abs=1e-5)
 
     def test_another_budget_is_another_comparison(self, comparison: Comparison, config: CompareConfig) -> None:
         more = config.model_copy(update={"budget": config.budget.model_copy(update={"stage2_epochs": 4})})

@@ -22,17 +22,58 @@ def prefix(name: str, kind: str) -> str:
 
 
 @contextmanager
-def held(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Within the block nobody takes the folder for an abandoned one; it may be renamed or removed meanwhile.
-
-    Where another process holds it: waits, or raises BlockingIOError.
-    """
+def held(folder: Path) -> Iterator[None]:
+    """Within the block nobody takes the folder for an abandoned one; it may be renamed or removed meanwhile."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def claimed(folder: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Makes a folder where there is none and holds it: True, or False where another process does and `wait` is not set.
+
+    After the block it is removed if nothing is in it. Who holds it may remove it with all that is in it, too.
+    """
+    handle = _claim(folder, wait=wait)
+    if handle is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        if _is_at(handle, folder):
+            with suppress(OSError):  # what is not empty stays
+                folder.rmdir()
+        os.close(handle)
+
+
+def _claim(folder: Path, *, wait: bool) -> int | None:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # who held it has just removed it
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        if _is_at(handle, folder):
+            return handle
+        os.close(handle)  # of a folder that was removed; another may be there by now
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open folder is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def clean_up(target: Path) -> None:

@@ -1,13 +1,18 @@
-"""Records by key in a JSON Lines file, so that a run that was interrupted goes on. Knows nothing of what they are."""
+"""Records by key in a JSON Lines file, so that a run that was interrupted goes on. Knows nothing of what they are.
+
+Several processes may add to one file and see what the others have added.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import IO, Any, ClassVar, Generic, TypeVar
 
 from meet_training.errors import TrainingError
 
@@ -21,13 +26,11 @@ class RecordFile(ABC, Generic[T]):
     """What a record is, for messages."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there. Raises TrainingError where a line is no record.
-
-        A last line that has no end was cut off when its run was killed: it is dropped, from the file too, so
-        that what comes next is not glued to it.
-        """
+        """Reads what is there. Raises TrainingError where a line is no record."""
         self.path = path
-        self._records = dict(self._read(_whole_lines(path)))
+        self._records: dict[str, T] = {}
+        self._num_bytes, self._num_lines = 0, 0  # of the file, read so far
+        self.refresh()
 
     @abstractmethod
     def read(self, fields: dict[str, Any]) -> T:
@@ -50,38 +53,54 @@ class RecordFile(ABC, Generic[T]):
         """The record that is kept under a key."""
         return self._records.get(key)
 
+    def refresh(self) -> None:
+        """Reads what other processes have added since. Raises TrainingError where a line is no record."""
+        try:
+            if not self.path.exists() or self.path.stat().st_size == self._num_bytes:
+                return
+            with self._locked("rb", fcntl.LOCK_SH) as file:
+                self._read_on(file)
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be read: {error.strerror}") from None
+
     def add(self, key: str, record: T, **notes: Any) -> None:
         """Keeps a record, in memory and in the file; `notes` go into its line for people to read.
 
-        Raises TrainingError where it cannot be written.
+        A last line that has no end was cut off when its run was killed: it is dropped, so that this one is not glued
+        to it. Raises TrainingError where it cannot be written.
         """
-        line = json.dumps({"key": key, **notes, **self.write(record)}, ensure_ascii=False)
+        line = json.dumps({"key": key, **notes, **self.write(record)}, ensure_ascii=False).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            with self._locked("a+b", fcntl.LOCK_EX) as file:
+                self._read_on(file)
+                file.truncate(self._num_bytes)
+                file.write(line)
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror}") from None
+        self._num_bytes, self._num_lines = self._num_bytes + len(line), self._num_lines + 1
         self._records[key] = record
 
-    def _read(self, lines: Iterable[bytes]) -> Iterable[tuple[str, T]]:
-        for number, line in enumerate(lines, start=1):
+    @contextmanager
+    def _locked(self, mode: str, lock: int) -> Iterator[IO[bytes]]:
+        with self.path.open(mode) as file:
+            fcntl.flock(file, lock)
+            yield file
+
+    def _read_on(self, file: IO[bytes]) -> None:
+        """Takes the whole lines that were not read yet. One without an end is nobody's: who adds one holds a lock."""
+        if file.seek(0, os.SEEK_END) < self._num_bytes:  # somebody began it anew
+            self._num_bytes, self._num_lines = 0, 0
+        file.seek(self._num_bytes)
+        content = file.read()
+        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
             try:
                 fields = json.loads(line)
                 key = str(fields.pop("key"))
-                yield key, self.read(fields)
+                self._records[key] = self.read(fields)
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise TrainingError(
-                    f"{self.path}:{number}: not a kept {self.what}; remove the line or the file to ask anew"
+                    f"{self.path}:{self._num_lines + 1}: not a kept {self.what}; "
+                    "remove the line or the file to ask anew"
                 ) from None
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    try:
-        content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror}") from None
-    return whole.splitlines()
+            self._num_bytes, self._num_lines = self._num_bytes + len(line), self._num_lines + 1

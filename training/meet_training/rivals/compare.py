@@ -19,10 +19,13 @@ from meet_training.rivals.trials import MeasuredFile, Tell, Trials
 
 RESULTS_FILE = "trials.jsonl"
 
+WAIT_S = 5.0
+"""How often it is looked whether another process has ended, where nothing else is left to do, in seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """How many results a run added, and in how many seconds."""
+    """How many results there are more than before a run, those of other processes too, and how many seconds it took."""
 
     num_new: int
     seconds: float
@@ -39,19 +42,31 @@ class Comparison:
             raise TrainingError(f"beside: {config.beside!r} does not take part; {names} do")
         self.config = config
         self.setting = Setting(config, on_step)
+        self._on_step = on_step
         self.trials = Trials(self.setting, MeasuredFile(config.output / RESULTS_FILE), tell)
 
     def run(self, only: Sequence[str] = ()) -> Spent:
-        """Trains and measures what is not there yet, of these rivals or of all."""
+        """Trains and measures what is not there yet, of these rivals or of all; ends when all of it is there.
+
+        What another process is at is left to it, and taken over where it ends without a result.
+        """
         begun, num_before = time.monotonic(), len(self.trials.kept)
         self.trials.base()
-        for rival in chosen(only or self.config.rivals):
-            points = rival.points(self.config)
-            first = self.config.seeds[0]
-            best = self._best(points, [self._result(rival, point, first) for point in points])
-            for seed in self._seeds(rival)[1:]:
-                self._result(rival, best, seed)
+        left, told = chosen(only or self.config.rivals), ""
+        while left := [rival for rival in left if not self._complete(rival)]:
+            if told != (told := ", ".join(rival.name for rival in left)) and self._on_step:
+                self._on_step(f"waiting for other processes, which train {told}")
+            time.sleep(WAIT_S)
         return Spent(len(self.trials.kept) - num_before, time.monotonic() - begun)
+
+    def _complete(self, rival: Rival) -> bool:
+        """Gets what is missing of a rival; False where another process is at some of it."""
+        points, (first, *others) = rival.points(self.config), self._seeds(rival)
+        searched = [self._result(rival, point, first) for point in points]
+        if None in searched:
+            return False
+        best = self._best(points, [each for each in searched if each is not None])
+        return None not in [self._result(rival, best, seed) for seed in others]
 
     def outcomes(self) -> list[Outcome]:
         """Every rival of which nothing is missing."""
@@ -89,14 +104,18 @@ class Comparison:
         trained = any(job.training is not None for job in rival.jobs(self.config, rival.points(self.config)[0]))
         return self.config.seeds if trained else self.config.seeds[:1]
 
-    def _result(self, rival: Rival, point: Point, seed: int) -> Measured:
+    def _result(self, rival: Rival, point: Point, seed: int) -> Measured | None:
         jobs = rival.jobs(self.config, point)
         parts = []
         for job in jobs:
             own = f" {job.preferences[0]}" if len(jobs) > 1 else ""
             parts.append(self.trials.result(job, seed, f"{rival.name}{own} {point}, seed {seed}"))
-        return together(parts)
+        return _joined(parts)
 
     def _known(self, rival: Rival, point: Point, seed: int) -> Measured | None:
-        parts = [self.trials.known(job, seed) for job in rival.jobs(self.config, point)]
-        return None if None in parts else together([part for part in parts if part is not None])
+        return _joined([self.trials.known(job, seed) for job in rival.jobs(self.config, point)])
+
+
+def _joined(parts: Sequence[Measured | None]) -> Measured | None:
+    """What the models of a rival make together, if none is missing."""
+    return None if None in parts else together([part for part in parts if part is not None])

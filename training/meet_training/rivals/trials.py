@@ -1,7 +1,7 @@
 """Trains and measures one model of a rival at a time, and keeps what came of it.
 
 Every result is a line of one file as soon as it is there, and a training that is cut goes on from its checkpoint: a
-comparison may be run in pieces.
+comparison may be run in pieces, and by several processes at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from meet_bundle.leftovers import claimed
 from meet_training.callbacks import Callback
 from meet_training.controls.control import ControlSet
 from meet_training.controls.lora import target_layers
@@ -84,13 +85,26 @@ class Trials:
     tell: Tell
 
     def known(self, job: Job, seed: int) -> Measured | None:
-        """What is kept of a model."""
-        return self.kept.get(self.key(job, seed))
+        """What is kept of a model, whichever process measured it."""
+        return self._kept(self.key(job, seed))
 
-    def result(self, job: Job, seed: int, name: str) -> Measured:
-        """What is kept of a model, or else it is trained and measured now. `name` is what messages call it."""
+    def result(self, job: Job, seed: int, name: str) -> Measured | None:
+        """What is kept of a model, or else it is trained and measured now; None where another process is at it.
+
+        `name` is what messages call it.
+        """
         if (known := self.known(job, seed)) is not None:
             return known
+        with claimed(self._work(job, seed)) as mine:
+            if not mine:
+                return None
+            return self.known(job, seed) or self._measured(job, seed, name)
+
+    def _kept(self, key: str) -> Measured | None:
+        self.kept.refresh()
+        return self.kept.get(key)
+
+    def _measured(self, job: Job, seed: int, name: str) -> Measured:
         tuned, cost = self._taken(job) if job.training is None else self._trained(job, seed, name)
         setting = self.setting
         found = measure(
@@ -115,6 +129,10 @@ class Trials:
         key = self.key(BASE, 0)
         if (known := self.kept.get(key)) is not None:
             return known
+        with claimed(self.setting.config.output / "work" / BASE, wait=True):
+            return self._kept(key) or self._measured_base(key)
+
+    def _measured_base(self, key: str) -> Measured:
         tuned = self._plain(AsItIs()).ready()
         setting = self.setting
         prompts = [row.messages for row in (*setting.split.tuning, *setting.split.test)]

@@ -12,14 +12,14 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from meet_bundle import BaseModelSource
-from meet_bundle.leftovers import held
+from meet_bundle.leftovers import claimed
 from meet_training.config import TrainConfig
 from meet_training.errors import TrainingError
 
@@ -48,19 +48,12 @@ class CheckpointFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Within the block no other run for the same output trains. Raises TrainingError where one does already."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(held(self._folder, wait=False))
-            except BlockingIOError:
+        with claimed(self._folder) as mine:  # what is left in it a run goes on from
+            if not mine:
                 raise TrainingError(
                     f"output: another run is training {self._output} now; wait for its end, or choose another output"
-                ) from None
-            try:
-                yield
-            finally:
-                with suppress(OSError):  # what is not empty a run goes on from
-                    self._folder.rmdir()
+                )
+            yield
 
     def file(self, name: str) -> Path:
         """Where this run, and no other, keeps something else until the bundle is written; its folder exists."""

@@ -25,7 +25,8 @@ def compare(arguments: tuple[str, ...], only: tuple[str, ...], no_run: bool, jso
     """Train every rival that CONFIG.yaml names with the same data, tokens and search, and show who is ahead.
 
     Results are kept in the folder that the configuration names as they come: the same command goes on where it was
-    stopped. Any field of the configuration can be set on the command line: --budget.pairs=64.
+    stopped, and several at once share the work. Any field of the configuration can be set on the command line:
+    --budget.pairs=64.
     """
     path, overrides = split_arguments(arguments, what="CONFIG.yaml")
     require("training", "meet compare")
