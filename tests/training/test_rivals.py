@@ -15,6 +15,7 @@ import yaml
 
 from meet_bundle.leftovers import claimed
 from meet_training.errors import TrainingError
+from meet_training.evaluation.replies import Reply
 from meet_training.rivals.compare import Comparison
 from meet_training.rivals.compare_config import CompareConfig, load_compare_config
 from meet_training.rivals.measuring import Measured
@@ -197,6 +198,27 @@ class TestTheMeasures:
         odds = {row.name: row.log_odds.value for row in rows_of(comparison)}
         for name in ("sft", "stage1_only", "meet_lora_joint"):
             assert odds[name] > 0, name
+
+    def test_neutral_replies_are_the_bases_own_where_none_are_named(
+        self, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = comparison_config(tiny_base, tmp_path, test={"prompts": 3, "max_tokens": 8})
+        asked: list[Any] = []
+
+        def speak(_: Any, prompts: list[Any], *__: Any) -> list[list[Reply]]:  # the tiny base says nothing
+            asked.extend(prompts)
+            return [[Reply("" if i == 1 else f"said {i}", True, 2) for i in range(len(prompts))]]
+
+        monkeypatch.setattr("meet_training.rivals.trials.replies_of", speak)
+        found = Comparison(config, silent)
+        tuning, test = found.setting.split.tuning, found.setting.split.test
+        neutral = found.trials.neutral()
+        assert asked == [row.messages for row in (*tuning, *test)]
+        assert neutral.tuning == [(tuning[0].messages, "said 0")]  # the other one said nothing
+        assert neutral.test == [(row.messages, f"said {i}") for i, row in enumerate(test, start=2)]
+        base = found.trials.base()
+        assert (len(base.neutral_tuning), len(base.neutral)) == (1, 3)
+        assert base.neutral[0].logprob < 0
 
     def test_a_frozen_model_is_as_likely_to_say_neutral_things(self, comparison: Comparison) -> None:
         ratios = {row.name: row.perplexity_ratio.value for row in rows_of(comparison) if row.perplexity_ratio}
