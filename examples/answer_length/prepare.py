@@ -23,8 +23,6 @@ from pathlib import Path
 
 WRITER = "gpt-3.5-turbo-1106"
 LABELS = {"concise": "concise", "verbose": "detailed", "plain": "plain"}
-NUM_TRAINED = 400
-"""Prompts of the first part that may be trained on."""
 APART = 2.0
 """How many times the words of its concise answer a prompt's detailed one has at least, to be trained on."""
 TARGET = Path(__file__).parents[2] / "build" / "answer_length"
@@ -36,9 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="the folder with the two parts of the data set")
     parser.add_argument("--target", type=Path, default=TARGET, help="where to write; build/answer_length otherwise")
+    parser.add_argument("--num-trained", type=int, default=400, help="prompts that may be trained on; 400 otherwise")
+    parser.add_argument("--any-writer", action="store_true", help="train on other writers' answers where need be")
     options = parser.parse_args()
-    train, test = (list(rows(options.data / f"answer_length_styles.{part}.jsonl.gz")) for part in ("train", "valid"))
-    candidates = set(list(dict.fromkeys(row["prompt"] for row in train))[:NUM_TRAINED])
+    train = list(rows(options.data / "answer_length_styles.train.jsonl.gz", any_writer=options.any_writer))
+    test = list(rows(options.data / "answer_length_styles.valid.jsonl.gz"))
+    candidates = set(list(dict.fromkeys(row["prompt"] for row in train))[: options.num_trained])
     trained = list(apart(row for row in train if row["prompt"] in candidates))
     left = {row["prompt"] for row in train} - {row["prompt"] for row in trained}
     put_by, too_near = left - candidates, left & candidates
@@ -53,23 +54,30 @@ def main() -> None:
     write("test.neutral.jsonl", (row for row in test if row["preference"] == "plain"))
 
 
-def rows(path: Path) -> Iterator[Row]:
-    """One writer's answers."""
+def rows(path: Path, *, any_writer: bool = False) -> Iterator[Row]:
+    """One writer's answers, or all writers' in the order of the file."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for row in map(json.loads, lines):
-            if row["model"] == WRITER:
-                yield {"prompt": row["instruction"], "reply": row["output"], "preference": LABELS[row["style"]]}
+            if any_writer or row["model"] == WRITER:
+                yield {
+                    "prompt": row["instruction"],
+                    "reply": row["output"],
+                    "preference": LABELS[row["style"]],
+                    "writer": row["model"],
+                }
 
 
 def apart(found: Iterable[Row]) -> Iterator[Row]:
-    """Both answers to each prompt whose answers are of clearly different lengths."""
-    by_prompt: dict[str, dict[str, Row]] = {}
+    """Both answers of one writer to each prompt that some writer gave answers of clearly different lengths to."""
+    by_prompt: dict[str, dict[str, dict[str, Row]]] = {}
     for row in found:
-        by_prompt.setdefault(row["prompt"], {})[row["preference"]] = row
-    for answers in by_prompt.values():
-        concise, detailed = (answers.get(side) for side in ("concise", "detailed"))
-        if concise and detailed and len(detailed["reply"].split()) >= APART * len(concise["reply"].split()):
-            yield from (concise, detailed)
+        by_prompt.setdefault(row["prompt"], {}).setdefault(row["writer"], {})[row["preference"]] = row
+    for by_writer in by_prompt.values():
+        for writer in sorted(by_writer, key=lambda name: name != WRITER):
+            concise, detailed = (by_writer[writer].get(side) for side in ("concise", "detailed"))
+            if concise and detailed and len(detailed["reply"].split()) >= APART * len(concise["reply"].split()):
+                yield from (concise, detailed)
+                break
 
 
 def prompts(found: Iterable[Row]) -> Iterator[Row]:
@@ -78,7 +86,8 @@ def prompts(found: Iterable[Row]) -> Iterator[Row]:
 
 def write_rows(target: Path, name: str, found: Iterable[Row]) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in found]
+    said = ({name: words for name, words in row.items() if name != "writer"} for row in found)
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in said]
     (target / name).write_text("".join(lines), encoding="utf-8")
     print(f"{len(lines)} rows in {name}")
 

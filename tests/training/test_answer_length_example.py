@@ -15,9 +15,10 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "answer_length"
 NUM_TRAINED = 400
 
 
-def row(number: int, style: str, model: str = "gpt-3.5-turbo-1106") -> str:
-    """Answers of two words, detailed ones of four, and of three to every tenth question."""
-    more = {"verbose": " and" if number % 10 == 0 else " and more"}.get(style, "")
+def row(number: int, style: str, model: str = "gpt-3.5-turbo-1106", *, near: bool | None = None) -> str:
+    """Answers of two words, detailed ones of four, and of three where they are near: to every tenth question."""
+    near = number % 10 == 0 if near is None else near
+    more = {"verbose": " and" if near else " and more"}.get(style, "")
     output = f"{style} {number}{more}"
     fields = {"instruction": f"question {number}", "output": output, "style": style, "model": model}
     return json.dumps(fields) + "\n"
@@ -51,6 +52,25 @@ def test_what_is_trained_calibrated_and_tested_on_are_different_prompts(tmp_path
         "reply": "verbose 900 and",
         "preference": "detailed",
     }
+
+
+def test_other_writers_answers_are_trained_on_where_one_writers_are_too_near_each_other(tmp_path: Path) -> None:
+    styles = ("concise", "plain", "verbose")
+    for part in ("train", "valid"):
+        lines = [row(number, style, "another", near=number != 20) for number in range(32) for style in styles]
+        lines += [row(number, style) for number in range(32) for style in styles]
+        with gzip.open(tmp_path / f"answer_length_styles.{part}.jsonl.gz", "wt") as file:
+            file.writelines(lines)
+    target = tmp_path / "made"
+    command = [sys.executable, str(EXAMPLE / "prepare.py"), str(tmp_path), "--target", str(target)]
+    subprocess.run([*command, "--any-writer", "--num-trained=30"], check=True, capture_output=True)
+    trained = read(target / "train.jsonl")
+    assert [each["prompt"] for each in trained[::2]] == [f"question {n}" for n in range(30) if n % 10 or n == 20]
+    assert trained[0] == {"prompt": "question 1", "reply": "concise 1", "preference": "concise"}
+    assert [each["prompt"] for each in read(target / "calibration.prompts.jsonl")] == [
+        f"question {number}" for number in (30, 31, 0, 10)
+    ]
+    assert len(read(target / "test.pairs.jsonl")) == 64  # one writer's
 
 
 def test_the_configurations_read_what_is_made() -> None:
