@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import signal
 import statistics
@@ -25,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_serve import machine, quarters
+from bench_serve import LEFT_ALONE, quarters, write_report
 from lora_bundle import make_lora_bundle
 
 WORDS = ("rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist")
@@ -41,10 +40,6 @@ PLAIN = (
     "from meet_server.settings import PlainSettings;"
     "serve_plain(PlainSettings(model=Path(sys.argv[1]), name='bench', port=0, engine_args=tuple(sys.argv[2:])))"
 )
-
-# On CPUs every engine leaves a core to the server's own process and to the one that asks. Where they share all cores,
-# products wait for threads that were put aside, and what is measured is that.
-LEFT_ALONE = {"VLLM_CPU_NUM_OF_RESERVED_CPU": "1"}
 
 LABELS = ("c0", "c1", "c2", "c3")
 
@@ -128,9 +123,7 @@ def main(arguments: Sequence[str]) -> int:
                 for result in ROWS[name](world):
                     print(line(result), flush=True)
                     results.append(result)
-    if options.json:
-        rows = [asdict(result) | {"holds": result.holds} for result in results]
-        options.json.write_text(json.dumps({**machine(), "rows": rows}, indent=2) + "\n")
+                    write_report(options.json, [asdict(each) | {"holds": each.holds} for each in results])
     return 0 if options.quick or all(result.holds for result in results) else 1
 
 

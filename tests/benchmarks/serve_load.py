@@ -70,7 +70,9 @@ async def load_loop() -> None:
     """The load process: reads orders from standard input until it ends."""
     import httpx
 
-    async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=64)) as client:
+    # A connection that the other side's turn leaves idle for as long as servers keep one might be closed as it is used.
+    limits = httpx.Limits(max_connections=64, keepalive_expiry=2)
+    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
         while order_line := await asyncio.to_thread(sys.stdin.readline):
             order = json.loads(order_line)
             numbers = iter(range(*order["numbers"]))

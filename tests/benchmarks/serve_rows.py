@@ -52,19 +52,24 @@ class Served:
     model: str
 
 
-def uncontrolled_rows(served: Served) -> list[Row]:
+def uncontrolled_rows(served: Served, what: str = "", bound: float | None = 0.98) -> list[Row]:
     """A request that asks for no preference costs what it costs without us."""
     model = {"model": served.model}
     return [
         Row(
-            "uncontrolled through our app / vLLM's own app",
+            f"uncontrolled through our app / vLLM's own app{what}",
             concurrent,
             Side("our app", served.ours, model),
             Side("vLLM's app", served.plain, model),
-            bound=0.98,
+            bound=bound,
         )
         for concurrent in (1, 8, 32)
     ]
+
+
+def tiny_rows(served: Served) -> list[Row]:
+    """The same where the engine is so quick that what Python adds shows most. No bound is set."""
+    return uncontrolled_rows(served, ", tiny model", None)
 
 
 # Begins alike for two whole blocks of the prefix cache, as prompts with a system message do, and ends anew each time.
@@ -83,27 +88,26 @@ LETTER = "Letter number {number}, about {word}. " + (
 ) + "What is the letter about, and what would you answer to it?"  # fmt: skip
 
 
-def soft_prompt_rows(served: Served) -> list[Row]:
+def soft_prompt_rows(served: Served, what: str) -> list[Row]:
     """Any number of different soft prompts costs as near nothing as can be. Prompts differ from request to request."""
 
-    def row(num: int, what: str, prompt: str, num_tokens: int) -> Row:
+    def row(num: int, prompt_tokens: int, prompt: str, num_tokens: int, concurrent: int, pairs: int) -> Row:
         each = tuple({"preference": f"p{index}"} for index in range(num))
         return Row(
-            f"soft prompts, {num} different preferences / uncontrolled, {what}",
-            16,
+            f"soft prompts {what}, {num} different preferences / uncontrolled, {prompt_tokens} + {num_tokens} tokens",
+            concurrent,
             Side("controlled", served.ours, {"model": served.model}, each),
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
             bound=0.97,
             num_tokens=num_tokens,
-            pairs=7,  # of several seconds each
+            pairs=pairs,
             prompt=prompt,
         )
 
-    return [
-        row(num, *load)
-        for load in (("90 + 64 tokens", QUESTION, 64), ("490 + 128 tokens", LETTER, 128))
-        for num in (1, 8, 64, 256)
-    ]
+    # A measurement takes several seconds: so many at once and so many pairs let all rows end within half an hour.
+    short = [row(num, 90, QUESTION, 64, concurrent=16, pairs=11) for num in (1, 8, 64, 256)]
+    long = [row(num, 490, LETTER, 128, concurrent=8, pairs=7) for num in (1, 256)]
+    return [*short, *long]
 
 
 def preferences_rows(served: Served) -> list[Row]:
@@ -128,6 +132,14 @@ def tiny_bundle(scratch: Path) -> Path:
     return make_bundle(scratch)
 
 
+def lora_bundle(scratch: Path) -> Path:
+    from lora_bundle import make_lora_bundle
+
+    from meet_training.base_model import resolve_base
+
+    return make_lora_bundle(resolve_base("smollm2-135m"), scratch, 4)
+
+
 def soft_prompts(scratch: Path, num: int, num_virtual_tokens: int, placement: Any) -> Path:
     from soft_prompt_bundle import same_soft_prompts
 
@@ -143,8 +155,15 @@ class Group:
 
 
 ROWS: dict[str, Group] = {
-    "uncontrolled": Group(uncontrolled_rows, tiny_bundle),
-    "soft-prompts-after": Group(soft_prompt_rows, lambda scratch: soft_prompts(scratch, 256, 16, "after_prompt")),
-    "soft-prompts-before": Group(soft_prompt_rows, lambda scratch: soft_prompts(scratch, 256, 32, "before_prompt")),
+    "uncontrolled": Group(uncontrolled_rows, lora_bundle),
+    "uncontrolled-tiny": Group(tiny_rows, tiny_bundle),
+    "soft-prompts-after": Group(
+        lambda served: soft_prompt_rows(served, "after the prompt"),
+        lambda scratch: soft_prompts(scratch, 256, 16, "after_prompt"),
+    ),
+    "soft-prompts-before": Group(
+        lambda served: soft_prompt_rows(served, "before the prompt"),
+        lambda scratch: soft_prompts(scratch, 256, 32, "before_prompt"),
+    ),
     "preferences": Group(preferences_rows, lambda scratch: soft_prompts(scratch, 4, 16, "after_prompt")),
 }
