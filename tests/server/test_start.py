@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -91,32 +90,17 @@ SMALL = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads
 
 
 @pytest.mark.parametrize(
-    ("config", "dtype", "memory", "own_prefixes", "expected"),
+    ("config", "dtype", "memory", "expected"),
     [
-        (SMALL, "bfloat16", 64 * GIB, 0, 65_536 * 2 * 30 * 3 * 64 * 2),
-        (SMALL, "float32", 64 * GIB, 0, 65_536 * 2 * 30 * 3 * 64 * 4),
-        (SMALL, "bfloat16", 64 * GIB, 1000, 66_536 * 2 * 30 * 3 * 64 * 2),
-        (SMALL, "bfloat16", 4 * GIB, 1000, GIB),
-        ({**SMALL, "max_position_embeddings": 131_072}, "bfloat16", 64 * GIB, 0, 131_072 * 2 * 30 * 3 * 64 * 2),
-        ({"text_config": {}}, "bfloat16", 64 * GIB, 0, GIB),
+        (SMALL, "bfloat16", 64 * GIB, 65_536 * 2 * 30 * 3 * 64 * 2),
+        (SMALL, "float32", 64 * GIB, 65_536 * 2 * 30 * 3 * 64 * 4),
+        (SMALL, "bfloat16", 4 * GIB, GIB),
+        ({**SMALL, "max_position_embeddings": 131_072}, "bfloat16", 64 * GIB, 131_072 * 2 * 30 * 3 * 64 * 2),
+        ({"text_config": {}}, "bfloat16", 64 * GIB, GIB),
     ],
 )
-def test_cpu_kv_bytes(config: dict[str, int], dtype: str, memory: int, own_prefixes: int, expected: int) -> None:
-    assert start.cpu_kv_bytes(config, dtype, memory, own_prefixes) == expected
-
-
-def test_soft_prompts_before_the_prompt_have_room_for_what_each_caches_of_its_own(bundle: Path) -> None:
-    if not releases.is_cpu():
-        pytest.skip("GPUs give the cache what memory they have")
-    manifest = open_bundle(bundle).manifest
-
-    def room(placement: Literal["before_prompt", "after_prompt"]) -> int:
-        controls = SoftPromptControls(num_virtual_tokens=32, placement=placement)
-        args = start.bundle_arguments(Bundle(bundle, manifest.model_copy(update={"controls": controls})), ())
-        return int(args.kv_cache_memory_bytes)
-
-    own_tokens = len(manifest.preferences) * (32 + start.OWN_PREFIX_TOKENS)
-    assert room("before_prompt") - room("after_prompt") == own_tokens * 2 * 2 * 32 * 4
+def test_cpu_kv_bytes(config: dict[str, int], dtype: str, memory: int, expected: int) -> None:
+    assert start.cpu_kv_bytes(config, dtype, memory) == expected
 
 
 def test_without_our_plugin_nothing_starts(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,6 @@ ENGINE_EXIT_S = 5
 # vLLM on CPUs would otherwise take nine tenths of the machine's memory for its KV cache.
 CPU_KV_TOKENS = 65_536
 CPU_KV_SHARE = 0.25
-# What prompts begin with alike: a system message, tools. Soft prompts before the prompt have each its own in the cache,
-# and a bundle may have so many that they would throw each other's out.
-OWN_PREFIX_TOKENS = 256
 CPU_KV_FALLBACK_BYTES = 1 << 30
 
 # Arguments of `vllm serve` that belong to its own server process, which is not running here.
@@ -60,7 +57,7 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 def bundle_arguments(bundle: Bundle, engine_args: Sequence[str]) -> Namespace:
     """Engine arguments for a bundle. Raises ServerError for what cannot be served."""
     manifest = bundle.manifest
-    defaults = _common_defaults(bundle.model_path, manifest.name, manifest.model_dtype, own_prefix_tokens(manifest))
+    defaults = _common_defaults(bundle.model_path, manifest.name, manifest.model_dtype)
     if not isinstance(manifest.controls, LoraControls):
         return _parse(defaults, engine_args)
     controls, cpu = manifest.controls, releases.is_cpu()
@@ -83,17 +80,8 @@ def plain_arguments(model: Path, name: str, engine_args: Sequence[str]) -> Names
     return _parse(defaults, engine_args)
 
 
-def own_prefix_tokens(manifest: Manifest) -> int:
-    """Tokens that a bundle's soft prompts cache each for itself. Adapters are few, and get no room of their own."""
-    controls = manifest.controls
-    if isinstance(controls, LoraControls) or controls.placement == "after_prompt":
-        return 0
-    return (controls.num_virtual_tokens + OWN_PREFIX_TOKENS) * len(manifest.preferences)
-
-
-def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int, own_prefixes: int = 0) -> int:
-    """KV cache in bytes: room for CPU_KV_TOKENS tokens, or one full context, and that of `own_prefixes` tokens, within
-    a share of the memory.
+def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
+    """KV cache in bytes: room for CPU_KV_TOKENS tokens, or one full context, within a share of the memory.
 
     `config` is the model's config.json, `memory` the machine's in bytes.
     """
@@ -103,7 +91,7 @@ def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int, own_prefixes: 
     limit = int(memory * CPU_KV_SHARE)
     if not layers or not kv_heads or not head_dim:
         return min(CPU_KV_FALLBACK_BYTES, limit)
-    tokens = max(CPU_KV_TOKENS, config.get("max_position_embeddings") or 0) + own_prefixes
+    tokens = max(CPU_KV_TOKENS, config.get("max_position_embeddings") or 0)
     per_token = 2 * layers * kv_heads * head_dim * (4 if dtype == "float32" else 2)
     return min(int(tokens * per_token), limit)
 
@@ -184,7 +172,7 @@ Defaults = dict[str, list[Any]]
 """Values of each argument by its name without the dashes."""
 
 
-def _common_defaults(model: Path, name: str, dtype: str, own_prefixes: int = 0) -> Defaults:
+def _common_defaults(model: Path, name: str, dtype: str) -> Defaults:
     defaults: Defaults = {"model": [model], "served-model-name": [name], "dtype": [dtype], "no-use-tqdm-on-load": []}
     if releases.is_cpu():
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -192,7 +180,7 @@ def _common_defaults(model: Path, name: str, dtype: str, own_prefixes: int = 0) 
         # Adapters turn compilation off; said from the start, it leaves vLLM's layers to their kernels for CPUs, else to
         # PyTorch step by step. Without adapters, compiled was no faster and starts slower.
         defaults["enforce-eager"] = []
-        defaults["kv-cache-memory-bytes"] = [cpu_kv_bytes(_config(model), dtype, memory, own_prefixes)]
+        defaults["kv-cache-memory-bytes"] = [cpu_kv_bytes(_config(model), dtype, memory)]
     return defaults
 
 
