@@ -85,6 +85,8 @@ def main(arguments: Sequence[str]) -> int:
                     results.append(measure(row, size, load))
                     print(line(results[-1]), flush=True)
                     write_report(options.json, [asdict(each) for each in results], bundle=str(options.bundle or "made"))
+    if not results:
+        parser.error(f"--only: no row of {', '.join(options.rows)} has {options.only!r} in its name")
     return 0 if options.quick or all(result.holds for result in results) else 1
 
 
