@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_serve import LEFT_ALONE, quarters, write_report
-from lora_bundle import make_lora_bundle
+from lora_bundle import make_lora_bundle, smollm2
 
 WORDS = ("rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist")
 NUM_TOKENS = 32
@@ -313,12 +313,6 @@ def server(code: str, folder: Path, *engine_args: str, **environment: str) -> It
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
         log.close()
-
-
-def smollm2() -> Path:
-    from meet_training.base_model import resolve_base
-
-    return resolve_base("smollm2-135m")
 
 
 if __name__ == "__main__":

@@ -125,10 +125,10 @@ def measure(row: Row, size: Size, load: Load) -> Result:
 
 def write_report(target: Path | None, rows: list[dict[str, Any]], **what: str) -> None:
     """Writes the rows measured so far, after each of them: what comes first of a long command outlives its end."""
+    from meet_bundle.bundle import write_atomically
+
     if target is not None:
-        half_written = target.with_name(target.name + ".part")
-        half_written.write_text(json.dumps({**machine(), **what, "rows": rows}, indent=2) + "\n")
-        half_written.replace(target)
+        write_atomically(target, (json.dumps({**machine(), **what, "rows": rows}, indent=2) + "\n").encode())
 
 
 def line(result: Result) -> str:

@@ -16,6 +16,13 @@ RANK, ALPHA = 8, 16.0
 UNKNOWN_DIGEST = "0" * 64  # replaced when the bundle is sealed
 
 
+def smollm2() -> Path:
+    """The folder of the model that controls are measured on unless the user names another."""
+    from meet_training.base_model import resolve_base
+
+    return resolve_base("smollm2-135m")
+
+
 def make_lora_bundle(model: Path, target: Path, num_controls: int) -> Path:
     """Writes a bundle of controls `c0`, `c1` ... that share one A, on a copy of the model, and returns its folder."""
     import torch

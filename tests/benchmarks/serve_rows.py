@@ -52,7 +52,7 @@ class Served:
     model: str
 
 
-def uncontrolled_rows(served: Served, what: str = "", bound: float | None = 0.98) -> list[Row]:
+def uncontrolled_rows(served: Served, what: str = "") -> list[Row]:
     """A request that asks for no preference costs what it costs without us."""
     model = {"model": served.model}
     return [
@@ -61,15 +61,15 @@ def uncontrolled_rows(served: Served, what: str = "", bound: float | None = 0.98
             concurrent,
             Side("our app", served.ours, model),
             Side("vLLM's app", served.plain, model),
-            bound=bound,
+            bound=0.98,
         )
         for concurrent in (1, 8, 32)
     ]
 
 
 def tiny_rows(served: Served) -> list[Row]:
-    """The same where the engine is so quick that what Python adds shows most. No bound is set."""
-    return uncontrolled_rows(served, ", tiny model", None)
+    """The same where the engine is so quick that what Python adds shows most."""
+    return uncontrolled_rows(served, ", tiny model")
 
 
 # Begins alike for two whole blocks of the prefix cache, as prompts with a system message do, and ends anew each time.
@@ -133,11 +133,9 @@ def tiny_bundle(scratch: Path) -> Path:
 
 
 def lora_bundle(scratch: Path) -> Path:
-    from lora_bundle import make_lora_bundle
+    from lora_bundle import make_lora_bundle, smollm2
 
-    from meet_training.base_model import resolve_base
-
-    return make_lora_bundle(resolve_base("smollm2-135m"), scratch, 4)
+    return make_lora_bundle(smollm2(), scratch, 4)
 
 
 def soft_prompts(scratch: Path, num: int, num_virtual_tokens: int, placement: Any) -> Path:
