@@ -151,6 +151,26 @@ class TestTheBudget:
         rates = (made.stage1.learning_rate, made.stage2.learning_rate, made.stage2.control_learning_rate)
         assert rates == pytest.approx((6e-3, 9e-5, 3e-3))
 
+    def test_a_factor_of_the_controls_leaves_the_models_rate(self, config: CompareConfig) -> None:
+        controls = config.tuning.model_copy(update={"multiplied": "controls", "rate_factors": (1.0, 3.0)})
+        own = config.model_copy(update={"tuning": controls})
+        rival = RIVALS["meet_lora_joint"]
+        point = rival.points(own)[1]
+        made = train_config(own, rival.jobs(own, point)[0], 0, Path("x"))
+        rates = (made.stage1.learning_rate, made.stage2.learning_rate, made.stage2.control_learning_rate)
+        assert rates == pytest.approx((6e-3, 3e-5, 3e-3))
+        assert str(point) == "x3 controls"
+
+    @pytest.mark.parametrize("name", ["sft", "text_token", "chain_of_hindsight", "one_lora", "dpo", "stage1_only"])
+    def test_who_has_one_rate_has_it_multiplied_all_the_same(self, name: str, config: CompareConfig) -> None:
+        rival = RIVALS[name]
+        controls = config.tuning.model_copy(update={"multiplied": "controls", "rate_factors": (3.0,)})
+        own = config.model_copy(update={"tuning": controls})
+        stage = "stage1" if name == "stage1_only" else "stage2"
+        jobs = [rival.jobs(own, rival.points(own)[0])[0], rival.jobs(own, replace(rival.points(own)[0], factor=1.0))[0]]
+        multiplied, usual = (getattr(train_config(own, job, 0, Path("x")), stage).learning_rate for job in jobs)
+        assert multiplied == pytest.approx(3 * usual)
+
 
 class TestTheData:
     def test_no_prompt_is_on_two_sides(self, comparison: Comparison) -> None:

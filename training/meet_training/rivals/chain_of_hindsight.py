@@ -10,7 +10,7 @@ from meet_training.rivals.whole_model import tuned_whole
 
 
 def _jobs(config: CompareConfig, point: Point) -> list[Job]:
-    training = tuned_whole(config, point.factor, epochs=config.budget.epochs / 2)
+    training = tuned_whole(config, point, epochs=config.budget.epochs / 2)
     rendering = Chain(config.token_text, opposites=tuple(config.opposites))
     return [Job(all_preferences(config), rendering, training)]
 

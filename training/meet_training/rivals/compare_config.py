@@ -66,6 +66,10 @@ class TuningConfig(Section):
     rate_factors: tuple[float, ...] = Field(
         default=(0.3, 1.0, 3.0), min_length=1, description="learning rates that are tried, as multiples of the usual"
     )
+    multiplied: Literal["all", "controls"] = Field(
+        default="all",
+        description="which rates of a rival that tunes controls and the model: all, or those of its controls alone",
+    )
     betas: tuple[float, ...] = Field(
         default=(0.1, 0.5), min_length=1, description="that DPO tries with each rate (its paper has 0.1 and 0.5)"
     )

@@ -16,7 +16,7 @@ LEARNING_RATE = 1e-5
 
 def _jobs(config: CompareConfig, point: Point) -> list[Job]:
     training = {
-        **tuned_whole(config, point.factor, epochs=config.budget.epochs / 2, rate=LEARNING_RATE),
+        **tuned_whole(config, point, epochs=config.budget.epochs / 2, rate=LEARNING_RATE),
         "objective": {"kind": "preference", "beta": point.beta, "likelihood_weight": 0.0},
     }
     return [Job((preference,), AsItIs(paired=True), training) for preference in all_preferences(config)]

@@ -11,7 +11,7 @@ from typing import Any
 from meet_training.controls_config import PEAK_LEARNING_RATES, ControlKind
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.rendering import AsItIs
-from meet_training.rivals.rival import Job, Jobs, Point, Rival, all_preferences, stages
+from meet_training.rivals.rival import Job, Jobs, Point, Rival, all_preferences, by_rate_of_both, stages
 from meet_training.stages_config import MODEL_LEARNING_RATES
 
 
@@ -43,7 +43,7 @@ def _job(
     stage1_rate, control_rate = PEAK_LEARNING_RATES[kind]
     training = stages(
         config,
-        point.factor,
+        point,
         epochs=epochs,
         stage1_rate=stage1_rate,
         model_rate=MODEL_LEARNING_RATES["whole"],
@@ -69,20 +69,27 @@ def _soft(placement: str) -> Jobs:
     return lambda config, point: _job(config, point, _soft_prompt(config, placement), _both(config))
 
 
+def _rival(name: str, what: str, jobs: Jobs) -> Rival:
+    """One that tunes controls and the model."""
+    return Rival(name, what, jobs, by_rate_of_both)
+
+
 MEET = (
-    Rival("meet_lora_joint", "MEET, LoRA, joint stage 2", lambda c, p: _job(c, p, _lora(c), _both(c))),
-    Rival(
+    _rival("meet_lora_joint", "MEET, LoRA, joint stage 2", lambda c, p: _job(c, p, _lora(c), _both(c))),
+    _rival(
         "meet_lora_frozen", "MEET, LoRA, frozen in stage 2", lambda c, p: _job(c, p, _lora(c), _both(c), frozen=True)
     ),
-    Rival("meet_soft_before", "MEET, soft prompts before the prompt", _soft("before_prompt")),
-    Rival("meet_soft_after", "MEET, soft prompts after the prompt", _soft("after_prompt")),
-    Rival("meet_preference", "MEET, LoRA, preference objective", _meet_preference),
+    _rival("meet_soft_before", "MEET, soft prompts before the prompt", _soft("before_prompt")),
+    _rival("meet_soft_after", "MEET, soft prompts after the prompt", _soft("after_prompt")),
+    _rival("meet_preference", "MEET, LoRA, preference objective", _meet_preference),
 )
 
 PARTS_OF_MEET = (
     Rival("stage1_only", "stage 1 alone, LoRA", lambda c, p: _job(c, p, _lora(c), (c.budget.epochs, 0))),
-    Rival("stage2_only", "stage 2 alone, from untrained LoRA", lambda c, p: _job(c, p, _lora(c), (0, c.budget.epochs))),
-    Rival(
+    _rival(
+        "stage2_only", "stage 2 alone, from untrained LoRA", lambda c, p: _job(c, p, _lora(c), (0, c.budget.epochs))
+    ),
+    _rival(
         "stage2_from_text",
         "stage 2 alone, soft prompts from the text tokens",
         lambda c, p: _job(c, p, _from_tokens(c), (0, c.budget.epochs)),

@@ -10,7 +10,7 @@ def _jobs(config: CompareConfig, point: Point) -> list[Job]:
     rank = config.sizes.lora_rank * len(config.preferences)
     training = stages(
         config,
-        point.factor,
+        point,
         epochs=(0, config.budget.epochs),
         model_rate=MODEL_LEARNING_RATES["lora"],
         model="lora",

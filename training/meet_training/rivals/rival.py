@@ -12,13 +12,23 @@ from meet_training.rivals.rendering import Rendering
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of the search: a multiple of the usual learning rates, and beta where the objective has one."""
+    """One point of the search: a multiple of the usual learning rates, and beta where the objective has one.
+
+    `controls_only` leaves the model's rate as it is and multiplies those of the controls.
+    """
 
     factor: float = 1.0
     beta: float | None = None
+    controls_only: bool = False
+
+    @property
+    def model_factor(self) -> float:
+        """The multiple of the model's usual rate."""
+        return 1.0 if self.controls_only else self.factor
 
     def __str__(self) -> str:
-        return f"x{self.factor:g}" if self.beta is None else f"x{self.factor:g}, beta {self.beta:g}"
+        multiple = f"x{self.factor:g}{' controls' if self.controls_only else ''}"
+        return multiple if self.beta is None else f"{multiple}, beta {self.beta:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,12 @@ Points = Callable[[CompareConfig], list[Point]]
 def by_rate(config: CompareConfig) -> list[Point]:
     """One point for each learning rate."""
     return [Point(factor) for factor in config.tuning.rate_factors]
+
+
+def by_rate_of_both(config: CompareConfig) -> list[Point]:
+    """One point for each learning rate of a rival that tunes controls and the model: of both, or of the controls."""
+    only = config.tuning.multiplied == "controls"
+    return [Point(factor, controls_only=only) for factor in config.tuning.rate_factors]
 
 
 def by_rate_and_beta(config: CompareConfig) -> list[Point]:
@@ -71,7 +87,7 @@ def all_preferences(config: CompareConfig) -> tuple[str, ...]:
 
 def stages(
     config: CompareConfig,
-    factor: float,
+    point: Point,
     *,
     epochs: tuple[float, float],
     stage1_rate: float | None = None,
@@ -79,18 +95,18 @@ def stages(
     control_rate: float | None = None,
     **stage2: Any,
 ) -> dict[str, Any]:
-    """Fields of a `TrainConfig` for so many epochs of each stage; every learning rate is multiplied by `factor`."""
+    """Fields of a `TrainConfig` for so many epochs of each stage; `point` multiplies the usual learning rates."""
 
-    def times(rate: float | None) -> float | None:
+    def times(factor: float, rate: float | None) -> float | None:
         return None if rate is None else rate * factor
 
     size = {"batch_size": config.budget.batch_size}
     return {
-        "stage1": {"epochs": epochs[0], "learning_rate": times(stage1_rate), **size},
+        "stage1": {"epochs": epochs[0], "learning_rate": times(point.factor, stage1_rate), **size},
         "stage2": {
             "epochs": epochs[1],
-            "learning_rate": times(model_rate),
-            "control_learning_rate": times(control_rate),
+            "learning_rate": times(point.model_factor, model_rate),
+            "control_learning_rate": times(point.factor, control_rate),
             **size,
             **stage2,
         },

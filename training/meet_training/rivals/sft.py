@@ -7,7 +7,7 @@ from meet_training.rivals.whole_model import tuned_whole
 
 
 def _jobs(config: CompareConfig, point: Point) -> list[Job]:
-    training = tuned_whole(config, point.factor, epochs=config.budget.epochs)
+    training = tuned_whole(config, point, epochs=config.budget.epochs)
     return [Job((preference,), AsItIs(), training) for preference in all_preferences(config)]
 
 

@@ -7,7 +7,7 @@ from meet_training.rivals.whole_model import tuned_whole
 
 
 def _jobs(config: CompareConfig, point: Point) -> list[Job]:
-    training = tuned_whole(config, point.factor, epochs=config.budget.epochs)
+    training = tuned_whole(config, point, epochs=config.budget.epochs)
     return [Job(all_preferences(config), TextToken(config.token_text), training)]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from meet_training.rivals.compare_config import CompareConfig
-from meet_training.rivals.rival import stages
+from meet_training.rivals.rival import Point, stages
 from meet_training.stages_config import MODEL_LEARNING_RATES
 
 
-def tuned_whole(config: CompareConfig, factor: float, *, epochs: float, rate: float | None = None) -> dict[str, Any]:
+def tuned_whole(config: CompareConfig, point: Point, *, epochs: float, rate: float | None = None) -> dict[str, Any]:
     """Every weight is tuned for so many epochs."""
-    return stages(config, factor, epochs=(0, epochs), model_rate=rate or MODEL_LEARNING_RATES["whole"])
+    return stages(config, point, epochs=(0, epochs), model_rate=rate or MODEL_LEARNING_RATES["whole"])
