@@ -161,6 +161,7 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
             catalogue=catalogue,
             live=live,
             applying=engine.applying,
+            together=engine.together,
             names=args.served_model_name,
             turns=Turns(served.queue, settings.load),
         ),

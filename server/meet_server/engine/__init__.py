@@ -15,5 +15,6 @@ lora_kernel        and multiplied by a kernel of our own (lora_kernel.cpp), or w
 cpu_product        products of vLLM's
 cpu_lora           LoRA on CPUs for the layers that need slots
 banned_ids         virtual tokens are never produced
+together           requests that belong together are read in one step
 end_with_parent    no engine outlives its server
 """

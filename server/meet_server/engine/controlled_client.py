@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-from meet_server.engine import releases
+from meet_server.engine import releases, together
 from meet_server.engine.adapters import Adapters
 from meet_server.engine.observing import Observe, label_of, observed
 from meet_server.registry.live import FIRST_ID, LoadedControl
@@ -97,6 +97,7 @@ class ControlledEngine:
         A model name `NAME:label` brings vLLM's own entry for it as `lora_request`; it stands for the
         loaded control of the same id. Adapters that are not ours pass as they came.
         """
+        sampling_params = together.marked(sampling_params)
         control = _CONTROL.get()
         if control is not None:
             if control.parts:
@@ -133,6 +134,13 @@ class ControlledEngine:
         if self.observe is None or not _IS_CLIENTS.get():
             return outputs
         return observed(outputs, label_of(control), params, self.observe)
+
+    def together(self, num: int) -> Sequence[AbstractContextManager[None]]:
+        """For each of `num` tasks what to be in while it puts its request to the engine: they are read in one step.
+
+        Where there are several engines requests of one group may go to any of them, and none waits for another.
+        """
+        return together.each_of(num) if self.ranks == (None,) else [nullcontext()] * num
 
     @contextmanager
     def applying(self, control: LoadedControl | None) -> Iterator[None]:

@@ -1,13 +1,14 @@
 """What vLLM loads in each of its processes (`vllm.general_plugins`). Does nothing unless the server asked.
 
-Only its workers run models, so only there does it matter; but plugins cannot tell where they are.
+Only its workers run models and its engine process makes steps, so only there does it matter; but plugins cannot tell
+where they are.
 """
 
 from __future__ import annotations
 
 import os
 
-from meet_server.engine import banned_ids, end_with_parent
+from meet_server.engine import banned_ids, end_with_parent, together
 
 NAME = "meet"
 SWITCH = "MEET_WORKERS"
@@ -18,9 +19,9 @@ ENGINE_PROCESS = "EngineCore"
 
 
 def register() -> None:
-    """Where MEET_WORKERS=1 says so: mixes by `memory_adapters`, an end along with the server by `end_with_parent`, and
-    on CPUs adapters by `resident_lora` or, where that cannot be, `cpu_lora`, seeds by `cpu_seeds`, and norms by
-    `cpu_kernels`.
+    """Where MEET_WORKERS=1 says so: mixes by `memory_adapters`, an end along with the server by `end_with_parent`,
+    one step for requests that belong together by `together`, and on CPUs adapters by `resident_lora` or, where that
+    cannot be, `cpu_lora`, seeds by `cpu_seeds`, and norms by `cpu_kernels`.
 
     Where MEET_FIRST_BANNED_ID names an id, has models ban it and all above it by `banned_ids`.
     """
@@ -29,6 +30,7 @@ def register() -> None:
     if os.environ.get(SWITCH) != "1":
         return
     end_with_parent.install(ENGINE_PROCESS)
+    together.install()
     from meet_server.engine import memory_adapters
 
     memory_adapters.install()

@@ -16,7 +16,7 @@ from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
 
-from meet_server.engine import releases
+from meet_server.engine import releases, together
 from meet_server.engine.controlled_client import ControlledEngine, current_control
 from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused
@@ -73,6 +73,7 @@ class SoftPromptEngine(ControlledEngine):
         loaded control of the same id. Adapters that are not ours pass as they came. Raises vLLM's validation
         error for ids that are not a client's to use.
         """
+        sampling_params = together.marked(sampling_params)
         control = current_control()
         if lora_request is not None and (listed := self._loaded.get(lora_request.lora_int_id)) is not None:
             control, lora_request = control or listed, None

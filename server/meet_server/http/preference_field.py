@@ -23,7 +23,7 @@ from meet_server.http.body import Disconnected, read_body, replay, with_length
 from meet_server.http.errors import error_response
 from meet_server.http.keys import KEY
 from meet_server.http.paths import CHAT, COMPLETIONS, GENERATING, GENERATING_TOO, MESSAGES, RESPONSES, path_of
-from meet_server.http.several_preferences import Entry, SeveralReplies
+from meet_server.http.several_preferences import Entry, SeveralReplies, Together
 from meet_server.http.turns import Turns
 from meet_server.preferences import words
 from meet_server.preferences.words import Said
@@ -53,7 +53,8 @@ class _Asked:
 
 
 class PreferenceField:
-    """The wrapper. `names` are what the base model is called; `applying` puts a control in force."""
+    """The wrapper. `names` are what the base model is called; `applying` puts a control in force,
+    `together` has the requests of several begin together."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class PreferenceField:
         catalogue: Catalogue,
         live: LiveControls,
         applying: Applying,
+        together: Together,
         names: Iterable[str],
         turns: Turns,
     ) -> None:
@@ -69,6 +71,7 @@ class PreferenceField:
         self._catalogue = catalogue
         self._live = live
         self._applying = applying
+        self._together = together
         self._turns = turns
         # Longest first, so that a name that holds a colon is not taken for a shorter one with a suffix.
         self._names = sorted(names, key=len, reverse=True)
@@ -117,7 +120,8 @@ class PreferenceField:
     def _answering(self, asked: _Asked) -> ASGIApp:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             if asked.is_several:
-                await SeveralReplies(self._app, self._applying, asked.entries).answer(scope, asked.body, receive, send)
+                several = SeveralReplies(self._app, self._applying, asked.entries, self._together)
+                await several.answer(scope, asked.body, receive, send)
             else:
                 await self._app(scope, replay(asked.body, receive), send)
 

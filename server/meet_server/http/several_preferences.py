@@ -30,6 +30,10 @@ _WAITING = 64  # messages that wait to be sent before replies are held up
 _GRACE_S = 10
 
 
+Together = Callable[[int], Sequence[AbstractContextManager[None]]]
+"""For so many tasks, what each is to be in: their requests to the engine begin together."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One of the preferences: what is applied for it, and the index of its first choice."""
@@ -60,10 +64,12 @@ class SeveralReplies:
         app: ASGIApp,
         applying: Callable[[LoadedControl | None], AbstractContextManager[None]],
         entries: Sequence[Entry],
+        together: Together,
     ) -> None:
         self._app = app
         self._applying = applying
         self._entries = entries
+        self._together = together(len(entries))
         # Who it is of, and a message, the exception that ended it, or None for its end.
         self._messages: asyncio.Queue[tuple[int, Message | Exception | None]] = asyncio.Queue(_WAITING)
         self._over = asyncio.Event()
@@ -96,7 +102,7 @@ class SeveralReplies:
 
         ended: Exception | None = None
         try:
-            with self._applying(self._entries[index].applied.control):
+            with self._together[index], self._applying(self._entries[index].applied.control):
                 # What vLLM keeps of a request lies in its state.
                 await self._app({**scope, "state": dict(scope.get("state", {}))}, receive, send)
         except Exception as error:  # noqa: BLE001 - raised by `_reply`
