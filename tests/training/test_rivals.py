@@ -135,7 +135,12 @@ class TestTheBudget:
         assert numbers["text_token"] == numbers["chain_of_hindsight"] == model
         assert numbers["meet_soft_after"] == numbers["stage2_from_text"] == model + 2 * 4 * 64
         controls = numbers["stage1_only"]
-        assert numbers["meet_lora_joint"] == numbers["meet_lora_frozen"] == model + controls
+        assert (
+            numbers["meet_lora_joint"]
+            == numbers["meet_lora_uncentred"]
+            == numbers["meet_lora_frozen"]
+            == model + controls
+        )
         assert numbers["one_lora"] > controls  # of the same sum of ranks, but its A is learned too
 
     def test_every_rival_searches_as_many_learning_rates(self, config: CompareConfig) -> None:
@@ -150,6 +155,14 @@ class TestTheBudget:
         made = train_config(config, rival.jobs(config, point)[0], 0, Path("x"))
         rates = (made.stage1.learning_rate, made.stage2.learning_rate, made.stage2.control_learning_rate)
         assert rates == pytest.approx((6e-3, 9e-5, 3e-3))
+
+    def test_opposites_are_centred_but_where_they_are_as_in_the_paper(self, config: CompareConfig) -> None:
+        def centres(name: str) -> bool | None:
+            (job,) = RIVALS[name].jobs(config, RIVALS[name].points(config)[0])
+            return train_config(config, job, 0, Path("x")).resolved().stage2.centre
+
+        assert centres("meet_lora_joint") is True
+        assert centres("meet_lora_uncentred") is False
 
     def test_a_factor_of_the_controls_leaves_the_models_rate(self, config: CompareConfig) -> None:
         controls = config.tuning.model_copy(update={"multiplied": "controls", "rate_factors": (1.0, 3.0)})

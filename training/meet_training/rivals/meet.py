@@ -1,7 +1,7 @@
 """MEET itself (arXiv 2310.00819), and what is left of it without one of its parts.
 
-Both stages with LoRA or soft prompts, joint or frozen, and with the preference objective; stage 1 alone; stage 2 alone,
-from controls that learned nothing, or from the embeddings of the text tokens.
+Both stages with LoRA or soft prompts, joint or frozen, not centred, and with the preference objective; stage 1 alone;
+stage 2 alone, from controls that learned nothing, or from the embeddings of the text tokens.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def _job(
     *,
     frozen: bool = False,
     paired: bool = False,
+    **stage2: Any,
 ) -> list[Job]:
     kind: ControlKind = controls["kind"]
     stage1_rate, control_rate = PEAK_LEARNING_RATES[kind]
@@ -49,6 +50,7 @@ def _job(
         model_rate=MODEL_LEARNING_RATES["whole"],
         control_rate=control_rate,
         controls="frozen" if frozen else "joint",
+        **stage2,
     )
     objective = {"objective": {"kind": "preference", "beta": config.tuning.betas[0]}} if paired else {}
     fields = {**training, **objective, "controls": controls}
@@ -78,6 +80,11 @@ MEET = (
     _rival("meet_lora_joint", "MEET, LoRA, joint stage 2", lambda c, p: _job(c, p, _lora(c), _both(c))),
     _rival(
         "meet_lora_frozen", "MEET, LoRA, frozen in stage 2", lambda c, p: _job(c, p, _lora(c), _both(c), frozen=True)
+    ),
+    _rival(
+        "meet_lora_uncentred",
+        "MEET, LoRA, joint stage 2, not centred",
+        lambda c, p: _job(c, p, _lora(c), _both(c), centre=False),
     ),
     _rival("meet_soft_before", "MEET, soft prompts before the prompt", _soft("before_prompt")),
     _rival("meet_soft_after", "MEET, soft prompts after the prompt", _soft("after_prompt")),
