@@ -70,24 +70,37 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, help="folder of the bundle to serve")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which rows; all by default")
-    parser.add_argument("--only", metavar="TEXT", default="", help="of those, the rows whose name holds TEXT")
+    parser.add_argument(
+        "--only", metavar="TEXT", default="", help="of those, the rows with TEXT in their name, as in ', 32 at once'"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--pairs", type=int, default=21, help="measurements of each side, or as many as a row has")
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement: no bound is checked")
     options = parser.parse_args(listed[:at])
+    # Rows are named before anything is served, so that no engine starts for none of them.
+    wanted = {name: chosen(ROWS[name].rows(Served("", "", "")), options.only) for name in options.rows}
+    if not any(wanted.values()):
+        parser.error(f"--only: no row of {', '.join(options.rows)} has {options.only!r} in its name")
     with tempfile.TemporaryDirectory() as scratch:
         size = Size(pairs=4, seconds=0.5) if options.quick else Size(pairs=options.pairs, seconds=1)
         results: list[Result] = []
-        for name in options.rows:
+        for name in (each for each in options.rows if wanted[each]):
             bundle = options.bundle or ROWS[name].bundle(Path(scratch) / name)
             with served(bundle, listed[at + 1 :]) as apps, load_process() as load:
-                for row in (each for each in ROWS[name].rows(apps) if options.only in each.name):
+                for row in chosen(ROWS[name].rows(apps), options.only):
                     results.append(measure(row, size, load))
                     print(line(results[-1]), flush=True)
                     write_report(options.json, [asdict(each) for each in results], bundle=str(options.bundle or "made"))
-    if not results:
-        parser.error(f"--only: no row of {', '.join(options.rows)} has {options.only!r} in its name")
     return 0 if options.quick or all(result.holds for result in results) else 1
+
+
+def chosen(rows: Sequence[Row], text: str) -> list[Row]:
+    """Those whose name, as `line` has it, holds the text."""
+    return [row for row in rows if text in title(row.name, row.concurrent)]
+
+
+def title(name: str, concurrent: int) -> str:
+    return f"{name}, {concurrent} at once"
 
 
 def measure(row: Row, size: Size, load: Load) -> Result:
@@ -135,7 +148,7 @@ def line(result: Result) -> str:
     bound = "" if result.bound is None else f"  (bound {result.bound}: {'holds' if result.holds else 'BROKEN'})"
     low, _, high = quarters(result.pairs)
     return (
-        f"{result.name}, {result.concurrent} at once: {result.ours:.0f} / {result.other:.0f} {result.unit} = "
+        f"{title(result.name, result.concurrent)}: {result.ours:.0f} / {result.other:.0f} {result.unit} = "
         f"{result.ratio:.3f} (quarters {low:.3f} to {high:.3f}), "
         f"API CPU {result.ours_cpu_ms:.2f} / {result.other_cpu_ms:.2f} ms a request{bound}"
     )
