@@ -66,6 +66,7 @@ SYMBOLS = (
     symbol("vllm.lora.punica_wrapper.punica_cpu", "PunicaWrapperCPU.add_lora_linear"),
     symbol("vllm.v1.engine.core", "EngineCore.add_request", "request"),
     symbol("vllm.v1.engine.core", "EngineCoreProc._process_input_queue"),
+    symbol("vllm.v1.core.sched.interface", "SchedulerInterface.get_request_counts"),
     symbol("vllm.v1.engine.core", "EngineCoreProc._handle_client_request", "request_type", "request"),
     symbol("vllm.v1.worker.cpu_model_runner", "CPUModelRunner"),
     symbol("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._bookkeeping_sync"),

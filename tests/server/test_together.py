@@ -86,6 +86,8 @@ class Core:
     def __init__(self, groups: Groups) -> None:
         self.input_queue: queue.Queue[tuple[Any]] = queue.Queue()
         self.added: list[Any] = []
+        self.num_running = 0
+        self.scheduler = SimpleNamespace(get_request_counts=lambda: (self.num_running, len(self.added)))
         self.add = together.noting(lambda core, request: core.added.append(request), groups)
         self.step = together.waiting(lambda core: core._handle_client_request(*core.input_queue.get()), groups)
 
@@ -119,6 +121,15 @@ def test_a_step_begins_without_one_that_does_not_come() -> None:
     start = time.monotonic()
     core.step(core)
     assert len(core.added) == 2  # the other request belongs to nobody: it is for the next step's look
+    assert time.monotonic() - start < WAIT_S
+
+
+def test_no_step_waits_while_others_are_answered() -> None:
+    core = Core(Groups())
+    core.num_running = 1
+    core.input_queue.put(request(mark(0, 2)))
+    start = time.monotonic()
+    core.step(core)
     assert time.monotonic() - start < WAIT_S
 
 

@@ -4,7 +4,8 @@ The engine begins a step as soon as one request is there, so that of several tha
 alone and the others in a second step. On the server's side `one_of` and `marked` write into the requests' sampling
 parameters how many belong together; in the engine's process `Groups` knows which are still to come, and `waiting` has
 the next step wait for them, `WAIT_S` at most and once for each group. None is held back: those that have arrived are in
-vLLM's scheduler, and can be aborted as ever.
+vLLM's scheduler, and can be aborted as ever. While others are being answered no step waits: they would pay for it, and
+those that arrive during one step are read together in the next anyhow.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FIELD = "meet_together"
 """In `SamplingParams.extra_args`: the group, which of it this is, and how many they are. No client can set it."""
 
 WAIT_S = 0.02
-"""From the first of a group to the step that begins without the others, in seconds: what other requests may lose."""
+"""From the first of a group to the step that begins without the others, in seconds."""
 
 _KEPT = 256  # groups that are remembered, so that who comes late is not waited for anew
 
@@ -116,7 +117,8 @@ def waiting(process_input_queue: Callable[..., Any], groups: Groups) -> Callable
     @functools.wraps(process_input_queue)
     def process(core: Any) -> None:
         process_input_queue(core)
-        while (left := groups.wait_s(time.monotonic())) > 0:
+        num_running, _ = core.scheduler.get_request_counts()
+        while not num_running and (left := groups.wait_s(time.monotonic())) > 0:
             try:
                 said = core.input_queue.get(timeout=left)
             except queue.Empty:
