@@ -73,7 +73,7 @@ class TestGroups:
             groups.arrived(mark(0, 1, str(number)), 0)
         assert len(groups._groups) <= 256
 
-    @pytest.mark.parametrize("said", ["x", [], [1, 2, 3], ["g", 0], {"g": 1}, 3])
+    @pytest.mark.parametrize("said", ["x", [], [1, 2, 3], ["g", 0], {"g": 1}, 3, ["g", 0, 10**9]])
     def test_what_is_no_mark_is_nobodys(self, said: Any) -> None:
         groups = Groups()
         groups.arrived(params({FIELD: said}), 0)

@@ -26,6 +26,7 @@ FIELD = "meet_together"
 WAIT_S = 0.02
 """From the first of a group to the step that begins without the others, in seconds."""
 
+_MOST = 64  # that may belong together
 _KEPT = 256  # groups that are remembered, so that who comes late is not waited for anew
 
 _Mark = tuple[str, int, int]
@@ -86,7 +87,7 @@ class Groups:
     def arrived(self, params: Any, now: float) -> None:
         """A request with these parameters was added at `now`, in seconds of a monotonic clock."""
         match (getattr(params, "extra_args", None) or {}).get(FIELD):
-            case [str(name), int(index), int(num)]:
+            case [str(name), int(index), int(num)] if num <= _MOST:
                 if name not in self._groups:
                     if len(self._groups) >= _KEPT:
                         del self._groups[next(iter(self._groups))]
