@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 FIELD = "meet_together"
@@ -75,7 +75,7 @@ def marked(params: Any) -> Any:
 @dataclass(slots=True)
 class _Group:
     until: float
-    missing: set[int] = field(default_factory=set)
+    missing: set[int]
 
 
 class Groups:
@@ -97,7 +97,7 @@ class Groups:
                 pass
 
     def wait_s(self, now: float) -> float:
-        """For how many seconds the next step is to wait; 0 where nobody is waited for."""
+        """For how many seconds the next step is to wait; 0 or less where nobody is waited for."""
         return max((each.until - now for each in self._groups.values() if each.missing), default=0.0)
 
 

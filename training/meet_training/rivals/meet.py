@@ -38,7 +38,7 @@ def _job(
     *,
     frozen: bool = False,
     paired: bool = False,
-    **stage2: Any,
+    centre: bool | None = None,
 ) -> list[Job]:
     kind: ControlKind = controls["kind"]
     stage1_rate, control_rate = PEAK_LEARNING_RATES[kind]
@@ -50,7 +50,7 @@ def _job(
         model_rate=MODEL_LEARNING_RATES["whole"],
         control_rate=control_rate,
         controls="frozen" if frozen else "joint",
-        **stage2,
+        centre=centre,
     )
     objective = {"objective": {"kind": "preference", "beta": config.tuning.betas[0]}} if paired else {}
     fields = {**training, **objective, "controls": controls}
