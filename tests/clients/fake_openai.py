@@ -168,9 +168,9 @@ def tokens_of(body: dict[str, Any]) -> list[int]:
 def scored(body: dict[str, Any]) -> dict[str, Any]:
     prompt = body["prompt"]
     num_words = len(prompt) - 3
-    name = body.get("preference")
-    name = next(iter(name)) if isinstance(name, dict) else name
-    each = -2.0 if name is None else -1.0 if num_words == NUM_WORDS[name] else -3.0
+    asked = body.get("preference")
+    strengths = asked if isinstance(asked, dict) else {} if asked is None else {asked: 1.0}
+    each = -2.0 + sum(strength if num_words == NUM_WORDS[name] else -strength for name, strength in strengths.items())
     rows = [None, *({str(token): {"logprob": each, "rank": 1}} for token in prompt[1:])]
     choice = {"index": 0, "finish_reason": "length", "text": "x", "logprobs": None, "prompt_logprobs": rows}
     usage = {"prompt_tokens": len(prompt), "completion_tokens": 1, "total_tokens": len(prompt) + 1}

@@ -219,6 +219,10 @@ class TestFigures:
         # The prompted base's replies of 1 and 9 words: the own side is -1 a token, the other -3, without a control -2.
         assert [odds["mean"]["value"] for odds in data["log_odds"]] == [2, 2]
         assert [odds["prefers_own"]["num_prompts"] for odds in data["log_odds"]] == [5, 5]
+        for curve in data["log_odds_by_strength"]:
+            assert [point["mean"]["value"] for point in curve["points"]] == [-2, -1, 0, 1, 2, 3]
+            assert (curve["rank_correlation"]["value"], curve["monotone"]) == (1, True)
+        assert "The same at each strength" in data["out"]
         assert {(each["of"], each["max_words"]): each["violated"]["share"] for each in data["length"]} == {
             (of, words): 0 for of in ("concise", "detailed", "uncontrolled", "prompted base") for words in (50, 100)
         }

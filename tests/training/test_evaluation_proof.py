@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from meet_training.evaluation.leakage import leakage
 from meet_training.evaluation.length_limits import length_violations
 from meet_training.evaluation.log_odds import Score, Scored, log_odds
 from meet_training.evaluation.mixes import Side, mixed
+from meet_training.evaluation.odds_by_strength import odds_curve
 from meet_training.evaluation.replies import Reply
 from meet_training.evaluation.side_effects import broken, parity, repeated_share, side_effects
 from meet_training.evaluation.similarity import EmbeddingSimilarity, LexicalOverlap, similarity_of
@@ -280,6 +282,38 @@ class TestLogOdds:
         same = [Scored(Score(-float(n), n), Score(-float(n), n)) for n in range(3, 9)]
         found = log_odds("concise", "detailed", same, same)
         assert (found.mean.value, found.mean.low, found.mean.high, found.prefers_own.share) == (0, 0, 0, 0)
+
+
+class TestLogOddsByStrength:
+    @staticmethod
+    def scored(lifts: Sequence[float]) -> list[Scored]:
+        """Replies of 10 tokens that a control makes likelier by so many nats a token."""
+        return [Scored(Score(-20.0 + 10 * lift, 10), Score(-20.0, 10)) for lift in lifts]
+
+    def test_means_and_their_order(self) -> None:
+        own = {1.0: [0.3, 0.1], -1.0: [-0.2, -0.4], 0.0: [0.0, 0.0], 1.5: [0.2, 0.0]}
+        other = {1.0: [-0.1, -0.1], -1.0: [0.0, 0.0], 0.0: [0.0, 0.0], 1.5: [0.0, 0.0]}
+        found = odds_curve(
+            "concise",
+            "detailed",
+            {strength: self.scored(lifts) for strength, lifts in own.items()},
+            {strength: self.scored(lifts) for strength, lifts in other.items()},
+        )
+        assert [point.strength for point in found.points] == [-1, 0, 1, 1.5]
+        # At 1: (0.3 + 0.1) / 2 + 0.1; at 1.5 it falls back.
+        assert [point.mean.value for point in found.points] == pytest.approx([-0.3, 0.0, 0.3, 0.1])
+        # Ranks 1, 2, 4, 3 beside 1, 2, 3, 4: rho = 1 - 6 * 2 / 60.
+        assert found.rank_correlation.value == pytest.approx(0.8)
+        assert not found.monotone
+
+    def test_a_control_with_b_of_0_follows_nothing(self) -> None:
+        still = {strength: self.scored([0.0, 0.0, 0.0]) for strength in STRENGTHS}
+        found = odds_curve("concise", "detailed", still, still)
+        assert (found.rank_correlation.value, found.monotone) == (0, False)
+
+    def test_a_curve_needs_two_strengths(self) -> None:
+        with pytest.raises(ValueError, match=r"two strengths, found \[1.0\]"):
+            odds_curve("concise", "detailed", {1.0: self.scored([0.1])}, {1.0: self.scored([0.1])})
 
 
 class TestSideEffects:

@@ -20,6 +20,7 @@ from meet_training.evaluation.evaluation_config import AxisConfig, EvaluationCon
 from meet_training.evaluation.given import read_neutral, read_pairs
 from meet_training.evaluation.judging import judge_endpoint, judge_questions, judge_sampling, judged
 from meet_training.evaluation.log_odds import Score
+from meet_training.evaluation.page import page
 from meet_training.evaluation.plan import Plan, plan_of
 from meet_training.evaluation.prompts import Message
 from meet_training.evaluation.replies import Question, Reply, ReplyCache, key_of
@@ -88,8 +89,9 @@ def answered(plan: Plan, folder: Path, rule: Callable[[Question], str] = by_rule
 
 def scored(given: GivenReply) -> Score:
     num = len(given.reply.split())
-    name = given.fields["preference"]
-    likes = {"concise": -0.01 * num, "detailed": 0.01 * num}.get(name, 0.0)
+    asked = given.fields["preference"]
+    strengths = asked if isinstance(asked, dict) else {} if asked is None else {asked: 1.0}
+    likes = 0.01 * num * (strengths.get("detailed", 0) - strengths.get("concise", 0))
     return Score(num * (-2.0 + likes), num)
 
 
@@ -145,6 +147,27 @@ class TestAFullEvaluation:
         assert (concise.mean.value, concise.mean.num_prompts) == (pytest.approx(0.1), 2)
         assert detailed.mean.value == pytest.approx(0.1)
         assert bulleted.mean.value == 0
+
+    def test_log_odds_follow_the_strength(self, tmp_path: Path) -> None:
+        plan, found = evaluated(tmp_path, figures=("strength", "log_odds"), few=2)
+        concise, detailed, bulleted, _ = found.odds_curves
+        # 0.1 a strength, as above; nothing is asked at 0, where there is no control.
+        for curve in (concise, detailed):
+            means = [(point.strength, point.mean.value) for point in curve.points]
+            assert means == [(strength, pytest.approx(0.1 * strength)) for strength in plan.config.strengths]
+            assert (curve.rank_correlation.value, curve.monotone) == (pytest.approx(1), True)
+        assert (concise.preference, concise.opposite) == ("concise", "detailed")
+        assert (bulleted.rank_correlation.value, bulleted.monotone) == (0, False)
+        data = report_data(plan, found, None)
+        assert [curve["preference"] for curve in data["log_odds_by_strength"]] == list(NAMES)
+        shown = page(data)
+        assert "Log-odds in nats a token against strength, for concise, detailed, bulleted, prose" in shown
+        assert "<td>0.15 [0.15, 0.15]</td>" in shown  # at 1.5
+
+    def test_they_are_not_measured_at_each_strength_unless_both_figures_are_asked_for(self, tmp_path: Path) -> None:
+        plan, found = evaluated(tmp_path, figures=("log_odds",), few=2)
+        assert found.odds_curves == []
+        assert len(answered(plan, tmp_path).to_score()) == 4 * 4 * 2
 
     def test_a_control_with_b_of_0_does_nothing(self, tmp_path: Path) -> None:
         def rule(question: Question) -> str:

@@ -69,7 +69,9 @@ class Answers:
         if plan.measures("log_odds"):
             pairs = self.pairs()
             for tested in plan.subject.preferences:
-                given += [each for row in scored_pairs(plan.subject, tested, pairs) for each in row]
+                strengths = plan.strengths(tested) if plan.measures_odds_by_strength else []
+                for strength in (None, *strengths):
+                    given += [each for row in scored_pairs(plan.subject, tested, pairs, strength) for each in row]
         return given + self.neutral_under_subject()
 
     def neutral_under_subject(self) -> list[GivenReply]:

@@ -14,11 +14,11 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 56, 14, 14, 40
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a chart: points of x, y and the ends of y's interval, x ascending. `mark` stands out."""
+    """One line of a chart: points of x, y and the ends of y's interval, x ascending. The point at `mark` stands out."""
 
     name: str
     points: Sequence[tuple[float, float, float, float]]
-    mark: float
+    mark: float | None
 
 
 def interval(low: float, value: float, high: float) -> str:
@@ -45,7 +45,7 @@ def shift(value: float, kind: str) -> str:
 
 
 def chart(lines: Sequence[Line], x_name: str, y_name: str, text: str) -> str:
-    """Lines with their intervals as bands; the marked point of each is larger."""
+    """Lines with their intervals as bands; the marked point of each, where there is one, is larger."""
     xs = [x for line in lines for x, *_ in line.points]
     ys = [y for line in lines for _, *rest in line.points for y in rest]
     across, up = _scale(xs, LEFT, WIDTH - RIGHT), _scale(ys, HEIGHT - BOTTOM, TOP)

@@ -50,6 +50,11 @@ class LogOdds:
 
 def log_odds(preference: str, opposite: str, own: Sequence[Scored], other: Sequence[Scored]) -> LogOdds:
     """The figures of one control on pairs of replies, one pair a prompt. Raises ValueError where there are none."""
-    differences = [mine.lift - others.lift for mine, others in zip(own, other, strict=True)]
-    num_own = sum(difference > 0 for difference in differences)
-    return LogOdds(preference, opposite, mean_of(differences), share_of(num_own, len(differences)))
+    found = differences(own, other)
+    num_own = sum(difference > 0 for difference in found)
+    return LogOdds(preference, opposite, mean_of(found), share_of(num_own, len(found)))
+
+
+def differences(own: Sequence[Scored], other: Sequence[Scored]) -> list[float]:
+    """The log-odds of each pair, in nats a token."""
+    return [mine.lift - others.lift for mine, others in zip(own, other, strict=True)]

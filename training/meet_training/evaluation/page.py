@@ -28,7 +28,7 @@ def page(data: dict[str, Any]) -> str:
         figures.curves(data["strength"]),
         figures.leakage(data["leakage"]),
         figures.mixes(data["mixes"]),
-        figures.log_odds(data["log_odds"]),
+        figures.log_odds(data["log_odds"], data["log_odds_by_strength"]),
         figures.side_effects(data["side_effects"], data["similarity"]),
         figures.parity(data["parity"]),
         figures.lengths(data["length"]),

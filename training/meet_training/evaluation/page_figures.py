@@ -82,7 +82,7 @@ def curves(found: list[dict[str, Any]]) -> str:
         return ""
     parts = ['<div class="charts">']
     for attribute in dict.fromkeys(curve["attribute"] for curve in found):
-        lines = [_line(curve) for curve in found if curve["attribute"] == attribute]
+        lines = [_line(curve, curve["summary"]) for curve in found if curve["attribute"] == attribute]
         summary = next(curve["summary"] for curve in found if curve["attribute"] == attribute)
         text = f"{summary.capitalize()} {attribute} against strength, for {', '.join(line.name for line in lines)}"
         drawn = charts.chart(lines, "strength", attribute, text)
@@ -135,15 +135,39 @@ def mixes(found: list[dict[str, Any]]) -> str:
     return section("Mixes", table(caption, headings, rows)) if rows else ""
 
 
-def log_odds(found: list[dict[str, Any]]) -> str:
-    """How far each control prefers its own side."""
+def log_odds(found: list[dict[str, Any]], curves: list[dict[str, Any]]) -> str:
+    """How far each control prefers its own side, and at which strength how far."""
     rows = [
         [escape(odds["preference"]), escape(odds["opposite"]), estimate(odds["mean"]), _pictured(odds["prefers_own"])]
         for odds in found
     ]
     caption = "Log-odds of paired replies, nats a token, that the control adds for its own side; 0 is no control"
     headings = ["control", "opposite", "log-odds", "prefers its own"]
-    return section("Without sampling", table(caption, headings, rows)) if rows else ""
+    parts = [table(caption, headings, rows), *_odds_curves(curves)]
+    return section("Without sampling", *parts) if rows else ""
+
+
+def _odds_curves(found: list[dict[str, Any]]) -> list[str]:
+    if not found:
+        return []
+    lines = [_line(curve, "mean") for curve in found]
+    text = f"Log-odds in nats a token against strength, for {', '.join(line.name for line in lines)}"
+    drawn = charts.chart(lines, "strength", "nats a token", text)
+    strengths = sorted({point["strength"] for curve in found for point in curve["points"]})
+    rows = [
+        [
+            escape(curve["preference"]),
+            estimate(curve["rank_correlation"]),
+            "yes" if curve["monotone"] else "no",
+            *(_odds_at(curve, strength) for strength in strengths),
+        ]
+        for curve in found
+    ]
+    headings = ["control", "rank correlation", "monotone", *(f"at {strength:g}" for strength in strengths)]
+    return [
+        f'<div class="charts"><figure>{drawn}<figcaption>{escape(text)}.</figcaption></figure></div>',
+        table("The same at each strength", headings, rows),
+    ]
 
 
 def side_effects(found: list[dict[str, Any]], similarity: str) -> str:
@@ -214,12 +238,15 @@ def _cell(cell: dict[str, Any]) -> str:
     return f"{charts.shift(value, kind)}{text}<br>{difference:+.3g}"
 
 
-def _line(curve: dict[str, Any]) -> charts.Line:
+def _line(curve: dict[str, Any], summary: str) -> charts.Line:
     points = [
-        (point["strength"], *(point[curve["summary"]][end] for end in ("value", "low", "high")))
-        for point in curve["points"]
+        (point["strength"], *(point[summary][end] for end in ("value", "low", "high"))) for point in curve["points"]
     ]
-    return charts.Line(curve["preference"], points, curve["recommended"])
+    return charts.Line(curve["preference"], points, curve.get("recommended"))
+
+
+def _odds_at(curve: dict[str, Any], strength: float) -> str:
+    return next((estimate(point["mean"]) for point in curve["points"] if point["strength"] == strength), "-")
 
 
 def _at(curve: dict[str, Any], strength: float) -> str:

@@ -51,6 +51,11 @@ class Plan:
         return figure in self.config.figures and figure not in self.skipped
 
     @property
+    def measures_odds_by_strength(self) -> bool:
+        """Are log-odds measured at each strength? Where both figures are."""
+        return self.measures("strength") and self.measures("log_odds")
+
+    @property
     def few(self) -> Sequence[Prompt]:
         """The prompts of the figures that cost most."""
         return self.prompts[: self.config.few]
@@ -161,14 +166,19 @@ def neutral_replies(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list
     return [(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True) if reply.text.strip()]
 
 
-def scored_pairs(subject: Subject, tested: Tested, pairs: Sequence[Pair]) -> list[tuple[GivenReply, ...]]:
-    """For each pair that has both sides: own and other reply under the control, then both without one."""
+def scored_pairs(
+    subject: Subject, tested: Tested, pairs: Sequence[Pair], strength: float | None = None
+) -> list[tuple[GivenReply, ...]]:
+    """For each pair that has both sides: own and other reply under the control, then both without one.
+
+    The control is at the recommended strength where none is named.
+    """
     sides = (tested.name, tested.opposite)
     rows = []
     for pair in pairs:
         texts = [pair.replies.get(side or "", "") for side in sides]
         if not all(text.strip() for text in texts):
             continue
-        asked, none = tested.question(pair.prompt).fields, subject.uncontrolled(pair.prompt).fields
+        asked, none = tested.question(pair.prompt, strength).fields, subject.uncontrolled(pair.prompt).fields
         rows.append(tuple(GivenReply(pair.prompt, text, fields) for fields in (asked, none) for text in texts))
     return rows

@@ -45,6 +45,7 @@ def report_data(plan: Plan, results: Results, no_rival: str | None) -> dict[str,
         "strength": [asdict(curve) for curve in results.curves],
         "mixes": [asdict(mix) for mix in results.mixes],
         "log_odds": [asdict(odds) for odds in results.log_odds],
+        "log_odds_by_strength": [asdict(curve) for curve in results.odds_curves],
         "similarity": results.similarity,
         "side_effects": [asdict(effects) for effects in results.side_effects],
         "parity": None if results.parity is None else asdict(results.parity),
@@ -80,7 +81,7 @@ def show(console: Console, results: Results, *, num_prompts: int, skipped: str |
     for row in results.rows:
         console.print(row.sentence, markup=False, highlight=False, soft_wrap=True)
     console.print(_table(results.rows, num_prompts))
-    for table in (_curves(results), _mixes(results), _log_odds(results)):
+    for table in (_curves(results), _mixes(results), _log_odds(results), _odds_curves(results)):
         if table.row_count:
             console.print(table)
     if skipped:
@@ -177,6 +178,21 @@ def _log_odds(results: Results) -> Table:
             odds.opposite,
             f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
             _share(odds.prefers_own),
+        )
+    return table
+
+
+def _odds_curves(results: Results) -> Table:
+    table = Table("control", "opposite", title="The same at each strength")
+    for heading in ("at strength, nats a token", "rank correlation", "monotone"):
+        table.add_column(heading, justify="right")
+    for curve in results.odds_curves:
+        table.add_row(
+            curve.preference,
+            curve.opposite,
+            "  ".join(f"{point.strength:g}: {point.mean.value:.3f}" for point in curve.points),
+            f"{curve.rank_correlation.value:.2f}",
+            "yes" if curve.monotone else "no",
         )
     return table
 

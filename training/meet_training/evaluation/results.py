@@ -9,11 +9,13 @@ from meet_bundle import Calibration
 from meet_training.evaluation.answers import Answers
 from meet_training.evaluation.attributes import ATTRIBUTES
 from meet_training.evaluation.evaluate import Replies, Row, collect, measure, measured
+from meet_training.evaluation.given import Pair
 from meet_training.evaluation.judging import Judged, judge_endpoint, judge_sampling, judged
 from meet_training.evaluation.leakage import Cell, leakage
 from meet_training.evaluation.length_limits import LengthViolations, length_violations
 from meet_training.evaluation.log_odds import LogOdds, Scored, log_odds
 from meet_training.evaluation.mixes import Mixed, Side, mixed
+from meet_training.evaluation.odds_by_strength import OddsCurve, odds_curve
 from meet_training.evaluation.plan import NO_CONTROL, PROMPTED, Plan, scored_pairs
 from meet_training.evaluation.replies import Reply, kept
 from meet_training.evaluation.side_effects import Parity, SideEffects, broken, parity, side_effects
@@ -32,6 +34,7 @@ class Results:
     curves: list[Curve]
     mixes: list[Mixed]
     log_odds: list[LogOdds]
+    odds_curves: list[OddsCurve]
     side_effects: list[SideEffects]
     parity: Parity | None
     similarity: str
@@ -63,6 +66,7 @@ def results(answers: Answers) -> Results:
         curves=_curves(answers) if plan.measures("strength") else [],
         mixes=_mixes(answers, replies) if plan.measures("mixes") else [],
         log_odds=odds,
+        odds_curves=_odds_curves(answers) if plan.measures_odds_by_strength else [],
         side_effects=_side_effects(replies, similarity) if plan.measures("side_effects") else [],
         parity=_parity(answers, replies, similarity)
         if plan.measures("side_effects") and has_rival and subject.base_identity is not None
@@ -156,14 +160,33 @@ def _log_odds(answers: Answers) -> list[LogOdds]:
     pairs = answers.pairs()
     found = []
     for tested in plan.subject.preferences:
-        rows = scored_pairs(plan.subject, tested, pairs)
-        if tested.opposite is None or not rows:
-            continue
-        scores = [[answers.score(given, plan.subject.identity) for given in row] for row in rows]
-        own = [Scored(row[0], row[2]) for row in scores]
-        other = [Scored(row[1], row[3]) for row in scores]
-        found.append(log_odds(tested.name, tested.opposite, own, other))
+        own, other = _scored(answers, tested, pairs)
+        if tested.opposite is not None and own:
+            found.append(log_odds(tested.name, tested.opposite, own, other))
     return found
+
+
+def _odds_curves(answers: Answers) -> list[OddsCurve]:
+    plan = answers.plan
+    pairs = answers.pairs()
+    found = []
+    for tested in plan.subject.preferences:
+        scored = {strength: _scored(answers, tested, pairs, strength) for strength in plan.strengths(tested)}
+        if tested.opposite is None or not all(own for own, _ in scored.values()):
+            continue
+        own = {strength: both[0] for strength, both in scored.items()}
+        other = {strength: both[1] for strength, both in scored.items()}
+        found.append(odds_curve(tested.name, tested.opposite, own, other))
+    return found
+
+
+def _scored(
+    answers: Answers, tested: Tested, pairs: Sequence[Pair], strength: float | None = None
+) -> tuple[list[Scored], list[Scored]]:
+    """The replies of its own side and of the other one, of every pair that has both."""
+    rows = scored_pairs(answers.plan.subject, tested, pairs, strength)
+    scores = [[answers.score(given, answers.plan.subject.identity) for given in row] for row in rows]
+    return [Scored(row[0], row[2]) for row in scores], [Scored(row[1], row[3]) for row in scores]
 
 
 def _side_effects(replies: Replies, similarity: Similarity) -> list[SideEffects]:
