@@ -12,6 +12,7 @@ import pytest
 from running_server import Server, Soft
 
 from meet_server.engine import together
+from meet_server.engine.controlled_client import ControlledEngine
 from meet_server.engine.together import FIELD, WAIT_S, Groups
 
 
@@ -131,6 +132,17 @@ def test_no_step_waits_while_others_are_answered() -> None:
     start = time.monotonic()
     core.step(core)
     assert time.monotonic() - start < WAIT_S
+
+
+@pytest.mark.parametrize(("num_engines", "num_marked"), [(1, 3), (2, 0)])
+def test_of_several_engines_none_waits_for_another(num_engines: int, num_marked: int) -> None:
+    parallel = SimpleNamespace(data_parallel_size=num_engines)
+    engine: Any = SimpleNamespace(vllm_config=SimpleNamespace(parallel_config=parallel))
+    said = []
+    for context in ControlledEngine(engine).together(3):
+        with context:
+            said.append(together.marked(params()).extra_args)
+    assert sum(each is not None for each in said) == num_marked
 
 
 @pytest.mark.parametrize("kind", ["lora", "soft"])
