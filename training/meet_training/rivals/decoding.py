@@ -19,6 +19,7 @@ from torch import Tensor
 from meet_training.controls.control import ControlSet
 from meet_training.data.render import Ids
 from meet_training.rivals import decoding_attention
+from meet_training.stages.left_padding import left_padded
 
 if TYPE_CHECKING:
     from transformers import Cache, DynamicCache
@@ -97,7 +98,7 @@ class _Batch:
         parts = [self._read(rows[some], self._token_controls[some]) for some in groups_of(list(map(len, rows)))]
         self._cache = joined([cache for _, cache in parts], in_blocks=in_blocks)
         self._logits = torch.cat([logits for logits, _ in parts])  # (B, V)
-        self._mask = _mask(rows).to(model.device)  # (B, T)
+        _, self._mask = left_padded(rows, config.pad_id, model.device)  # (B, T)
         self._positions = self._mask.sum(1, keepdim=True) - 1  # (B, 1)
 
     def replies(self) -> list[Ids]:
@@ -117,11 +118,10 @@ class _Batch:
         """The logits behind each of these prompts, (b, V), and their keys and values."""
         from transformers import DynamicCache
 
-        cache, mask = DynamicCache(), _mask(rows).to(self._model.device)
-        num = mask.shape[1]
-        ids = [[self._config.pad_id] * (num - len(row)) + [*row] for row in rows]
+        cache = DynamicCache()
+        ids, mask = left_padded(rows, self._config.pad_id, self._model.device)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
-        return self._forward(torch.tensor(ids).to(mask.device), mask, positions, token_controls, cache), cache
+        return self._forward(ids, mask, positions, token_controls, cache), cache
 
     def _say(self, ids: Tensor) -> None:
         """Puts (B, 1) tokens behind the rows and looks at what comes next."""
@@ -177,12 +177,6 @@ def groups_of(lengths: Sequence[int]) -> Iterator[slice]:
         if end == len(lengths) or (end + 1 - start) * lengths[end] > TOKENS_PER_PASS:
             yield slice(start, end)
             start = end
-
-
-def _mask(rows: Sequence[Ids]) -> Tensor:
-    """Where there is a token, (B, P) int64: every row ends at the end."""
-    longest = max(map(len, rows))
-    return torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
 
 
 def _with_virtual_ids(controls: ControlSet, asked: Asked) -> Ids:

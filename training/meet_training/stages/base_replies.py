@@ -15,6 +15,7 @@ import torch
 from meet_bundle.bundle import write_atomically
 from meet_training.data.render import Rendered
 from meet_training.errors import TrainingError
+from meet_training.stages.left_padding import left_padded
 from meet_training.stages_config import UncontrolledConfig
 
 BATCH_SIZE = 16
@@ -62,9 +63,7 @@ def _sample(
     model: Any, prompts: Sequence[tuple[int, ...]], config: UncontrolledConfig, *, eos_id: int, pad_id: int
 ) -> list[list[int]]:
     """Ids of each reply, up to its end-of-turn token or the limit."""
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[*[pad_id] * (longest - len(p)), *p] for p in prompts], device=model.device)
-    mask = torch.tensor([[*[0] * (longest - len(p)), *[1] * len(p)] for p in prompts], device=model.device)
+    ids, mask = left_padded(prompts, pad_id, model.device)
     generated = model.generate(
         input_ids=ids,
         attention_mask=mask,
@@ -76,5 +75,5 @@ def _sample(
         eos_token_id=eos_id,
         pad_token_id=pad_id,
     )
-    replies = generated[:, longest:].tolist()
+    replies = generated[:, ids.shape[1] :].tolist()
     return [reply[: reply.index(eos_id) + 1] if eos_id in reply else reply for reply in replies]
