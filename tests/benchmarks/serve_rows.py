@@ -80,6 +80,14 @@ QUESTION = (
 )
 
 
+# The same the other way round: as long, and nobody else's from its first words on.
+OWN_QUESTION = (
+    "{number} and {word}: what is the one, and what has it to do with the other? A reader of a magazine for curious people "
+    "has sent in this question, and would like to have an answer that can be read in a minute or two, by young and old, "
+    "at home and at school."
+)
+
+
 # About 490 tokens, none of which another request has computed: what a user pastes in and asks about.
 LETTER = "Letter number {number}, about {word}. " + (
     "My grandmother kept a diary of the weather for forty years, and wrote down each morning what the sky was like, "
@@ -91,10 +99,10 @@ LETTER = "Letter number {number}, about {word}. " + (
 def soft_prompt_rows(served: Served, what: str) -> list[Row]:
     """Any number of different soft prompts costs as near nothing as can be. Prompts differ from request to request."""
 
-    def row(num: int, prompt_tokens: int, prompt: str, num_tokens: int, concurrent: int, pairs: int) -> Row:
+    def row(num: int, load: str, prompt: str, num_tokens: int, concurrent: int, pairs: int) -> Row:
         each = tuple({"preference": f"p{index}"} for index in range(num))
         return Row(
-            f"soft prompts {what}, {num} different preferences / uncontrolled, {prompt_tokens} + {num_tokens} tokens",
+            f"soft prompts {what}, {num} different preferences / uncontrolled, {load}",
             concurrent,
             Side("controlled", served.ours, {"model": served.model}, each),
             Side("uncontrolled", served.ours, {"model": served.model, "preference": None}),
@@ -105,9 +113,13 @@ def soft_prompt_rows(served: Served, what: str) -> list[Row]:
         )
 
     # A measurement takes several seconds: so many at once and so many pairs let all rows end within half an hour.
-    short = [row(num, 90, QUESTION, 64, concurrent=16, pairs=11) for num in (1, 8, 64, 256)]
-    long = [row(num, 490, LETTER, 128, concurrent=8, pairs=7) for num in (1, 256)]
-    return [*short, *long]
+    alike = [
+        row(num, "90 + 64 tokens, prompts begin alike", QUESTION, 64, concurrent=16, pairs=11)
+        for num in (1, 8, 64, 256)
+    ]
+    own = [row(num, "90 + 64 tokens", OWN_QUESTION, 64, concurrent=16, pairs=11) for num in (1, 8, 64, 256)]
+    long = [row(num, "490 + 128 tokens", LETTER, 128, concurrent=8, pairs=7) for num in (1, 8, 64, 256)]
+    return [*alike, *own, *long]
 
 
 def preferences_rows(served: Served) -> list[Row]:
