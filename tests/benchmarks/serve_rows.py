@@ -82,9 +82,9 @@ QUESTION = (
 
 # The same the other way round: as long, and nobody else's from its first words on.
 OWN_QUESTION = (
-    "{number} and {word}: what is the one, and what has it to do with the other? A reader of a magazine for curious people "
-    "has sent in this question, and would like to have an answer that can be read in a minute or two, by young and old, "
-    "at home and at school."
+    "{number} and {word}: what is the one, and what has it to do with the other? A reader of a magazine for curious "
+    "people has sent in this question, and would like to have an answer that can be read in a minute or two, by young "
+    "and old, at home and at school."
 )
 
 
