@@ -112,7 +112,7 @@ def soft_prompt_rows(served: Served, what: str) -> list[Row]:
             prompt=prompt,
         )
 
-    # A measurement takes several seconds: so many at once and so many pairs let all rows end within half an hour.
+    # A measurement takes several seconds, and there are many rows: so many pairs of so many at once let them end.
     alike = [
         row(num, "90 + 64 tokens, prompts begin alike", QUESTION, 64, concurrent=16, pairs=11)
         for num in (1, 8, 64, 256)

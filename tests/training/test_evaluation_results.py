@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,10 +64,15 @@ def text(strengths: dict[str, float], number: int) -> str:
     return start + " ".join(f"w{number:02}x{n:02}" for n in range(words))
 
 
+def strengths_of(fields: Mapping[str, Any]) -> dict[str, float]:
+    """What a body asks for, by preference."""
+    asked = fields.get("preference")
+    return asked if isinstance(asked, dict) else {} if asked is None else {asked: 1.0}
+
+
 def by_rule(question: Question) -> str:
     """The reply of a MEET server, or of a base that takes instructions half as seriously."""
-    asked = question.fields.get("preference")
-    strengths = asked if isinstance(asked, dict) else {} if asked is None else {asked: 1.0}
+    strengths = strengths_of(question.fields)
     content = question.prompt[-1].content
     strengths = strengths or {name: 0.5 for name in NAMES if f"Be {name}." in content}
     return text(strengths, int(content.split()[1]))
@@ -89,8 +94,7 @@ def answered(plan: Plan, folder: Path, rule: Callable[[Question], str] = by_rule
 
 def scored(given: GivenReply) -> Score:
     num = len(given.reply.split())
-    asked = given.fields["preference"]
-    strengths = asked if isinstance(asked, dict) else {} if asked is None else {asked: 1.0}
+    strengths = strengths_of(given.fields)
     likes = 0.01 * num * (strengths.get("detailed", 0) - strengths.get("concise", 0))
     return Score(num * (-2.0 + likes), num)
 
@@ -128,8 +132,7 @@ class TestAFullEvaluation:
 
     def test_a_curve_is_held_against_the_opposite_at_the_same_strength(self, tmp_path: Path) -> None:
         def rule(question: Question) -> str:
-            asked = question.fields.get("preference")
-            strengths = asked if isinstance(asked, dict) else {} if asked is None else {asked: 1.0}
+            strengths = strengths_of(question.fields)
             # Both lengthen, detailed more: beside no control concise never holds.
             longer = {"detailed": strengths.get("detailed", 0) + 0.4 * strengths.get("concise", 0)}
             return text(longer, int(question.prompt[-1].content.split()[1]))

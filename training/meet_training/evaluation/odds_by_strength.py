@@ -7,7 +7,6 @@ no control, they are 0.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from meet_training.evaluation.bootstrap import Estimate, bootstrap, mean_of
 from meet_training.evaluation.log_odds import Scored, differences
-from meet_training.evaluation.strength import rank_correlations
+from meet_training.evaluation.strength import rank_correlations, rises
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,10 @@ def odds_curve(
         raise ValueError(f"a curve needs two strengths, found {strengths}")
     columns = np.array([differences(own[strength], other[strength]) for strength in strengths]).T
     points = tuple(OddsPoint(strength, mean_of(columns[:, k])) for k, strength in enumerate(strengths))
-    means = [point.mean.value for point in points]
     return OddsCurve(
         preference,
         opposite,
         points,
         bootstrap(columns, lambda drawn: rank_correlations(strengths, drawn.mean(axis=1))),
-        all(before <= after for before, after in itertools.pairwise(means)) and means[0] < means[-1],
+        rises([point.mean.value for point in points]),
     )

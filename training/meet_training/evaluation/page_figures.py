@@ -90,7 +90,7 @@ def curves(found: list[dict[str, Any]]) -> str:
             f"<figure>{drawn}<figcaption>{escape(text)}. The large point is recommended.</figcaption></figure>"
         )
     parts.append("</div>")
-    strengths = sorted({point["strength"] for curve in found for point in curve["points"]})
+    strengths = _strengths(found)
     rows = [
         [
             escape(curve["preference"]),
@@ -153,7 +153,7 @@ def _odds_curves(found: list[dict[str, Any]]) -> list[str]:
     lines = [_line(curve, "mean") for curve in found]
     text = f"Log-odds in nats a token against strength, for {', '.join(line.name for line in lines)}"
     drawn = charts.chart(lines, "strength", "nats a token", text)
-    strengths = sorted({point["strength"] for curve in found for point in curve["points"]})
+    strengths = _strengths(found)
     rows = [
         [
             escape(curve["preference"]),
@@ -236,6 +236,10 @@ def _cell(cell: dict[str, Any]) -> str:
     kind = "asked" if cell["asked"] else "leak" if cell["leaks"] else "still"
     text = f"{value:+.2f}{'*' if cell['leaks'] else ''}"
     return f"{charts.shift(value, kind)}{text}<br>{difference:+.3g}"
+
+
+def _strengths(found: list[dict[str, Any]]) -> list[float]:
+    return sorted({point["strength"] for curve in found for point in curve["points"]})
 
 
 def _line(curve: dict[str, Any], summary: str) -> charts.Line:

@@ -110,7 +110,7 @@ def curve(
         against,
         points,
         bootstrap(columns, lambda drawn: rank_correlations(strengths, over_prompts(drawn, axis=1))),
-        all(before <= after for before, after in itertools.pairwise(typical)) and typical[0] < typical[-1],
+        rises(typical),
         recommended(points),
     )
 
@@ -128,6 +128,11 @@ def recommended(points: Sequence[Point]) -> float:
     best = max(point.holds.share for point in sound)
     near = [point.strength for point in sound if point.holds.share >= best - WITHIN]
     return min(near, key=lambda strength: (abs(strength - TRAINED), strength))
+
+
+def rises(typical: Sequence[float]) -> bool:
+    """Whether the values never fall, and end above where they began."""
+    return all(before <= after for before, after in itertools.pairwise(typical)) and typical[0] < typical[-1]
 
 
 def rank_correlations(strengths: Sequence[float], typical: Array) -> Array:
