@@ -44,7 +44,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"Why {n}?"}) + "\n" for n in range(5)))
+    path.write_text("".join(json.dumps({"prompt": f"Why {n}?"}) + "\n" for n in range(6)))
     return path
 
 
@@ -66,14 +66,14 @@ class TestEval:
         outcome = meet("eval", str(bundle.path), "--data", str(prompts), "--json", str(figures))
         assert outcome.exit_code == 0, outcome.err
         assert started == ["plain toy-base", "meet"]  # the base first: what it replied is scored by the other
-        assert "100.0% [57, 100]" in outcome.out  # 5 of 5: Wilson's interval begins at 0.5655
+        assert "100.0% [61, 100]" in outcome.out  # 6 of 6: Wilson's interval begins at 0.6097
         assert "1 | 4 | 1" in outcome.out
         assert "9 | 4 | 9" in outcome.out
         data = json.loads(figures.read_text())
         assert data == json.loads((bundle.path / "report/evaluation.json").read_text())
         concise, detailed = data["preferences"]
         assert (concise["median_controlled"], detailed["median_prompted"]) == (1, 9)
-        assert (data["num_prompts"], data["prompted_skipped"]) == (5, None)
+        assert (data["num_prompts"], data["prompted_skipped"]) == (6, None)
 
     def test_a_second_run_asks_nobody(
         self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
@@ -121,7 +121,7 @@ class TestEval:
         assert meet("eval", str(bundle.path), "--config", str(evaluation("detailed"))).exit_code == 0
         outcome = meet("eval", str(bundle.path), "--config", str(evaluation("concise")))
         assert outcome.exit_code == 1
-        assert "does not hold: concise holds on 0.0% of 5 prompts, the bound of its axis length is 95.0%" in outcome.err
+        assert "does not hold: concise holds on 0.0% of 6 prompts, the bound of its axis length is 95.0%" in outcome.err
 
     def test_a_running_server_is_asked(
         self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, server: Any
@@ -131,7 +131,7 @@ class TestEval:
         assert outcome.exit_code == 0, outcome.err
         assert started == []
         asked = [body["preference"] for body in server.bodies]
-        assert {name: asked.count(name) for name in asked} == {"concise": 5, "detailed": 5, None: 5}
+        assert {name: asked.count(name) for name in asked} == {"concise": 6, "detailed": 6, None: 6}
         assert {body["temperature"] for body in server.bodies} == {0.0}
         assert {body["repetition_penalty"] for body in server.bodies} == {1.1}
         assert {body["max_tokens"] for body in server.bodies} == {400}
@@ -155,7 +155,7 @@ class TestEval:
         server.fail_after = None
         server.bodies.clear()
         assert meet(*args).exit_code == 0
-        assert 0 < len(server.bodies) <= 15 - 5
+        assert 0 < len(server.bodies) <= 18 - 6
 
     @pytest.mark.parametrize(
         ("row", "words"),
@@ -213,12 +213,12 @@ class TestFigures:
         assert [point["strength"] for point in concise["points"]] == [-1, -0.5, 0, 0.5, 1, 1.5]
         assert [point["median"]["value"] for point in concise["points"]] == [7, 6, 4, 2, 1, 0]
         assert [point["median"]["value"] for point in detailed["points"]] == [0, 2, 4, 6, 9, 12]
-        assert [point["holds"]["share"] for point in concise["points"]] == [0, 0, 0, 1, 1, 1]
+        assert [point["holds"]["share"] for point in concise["points"]] == [0, 0, 0, 1, 1, 0]  # at 1.5 it says nothing
         assert [curve["rank_correlation"]["value"] for curve in data["strength"]] == [1, 1]
         assert [(curve["monotone"], curve["recommended"]) for curve in data["strength"]] == [(True, 1), (True, 1)]
         # The prompted base's replies of 1 and 9 words: the own side is -1 a token, the other -3, without a control -2.
         assert [odds["mean"]["value"] for odds in data["log_odds"]] == [2, 2]
-        assert [odds["prefers_own"]["num_prompts"] for odds in data["log_odds"]] == [5, 5]
+        assert [odds["prefers_own"]["num_prompts"] for odds in data["log_odds"]] == [6, 6]
         for curve in data["log_odds_by_strength"]:
             assert [point["mean"]["value"] for point in curve["points"]] == [-2, -1, 0, 1, 2, 3]
             assert (curve["rank_correlation"]["value"], curve["monotone"]) == (1, True)
@@ -238,10 +238,10 @@ class TestFigures:
     def test_the_number_of_replies_is_said_first_and_a_second_run_asks_nobody(
         self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
     ) -> None:
-        # 5 prompts: 2 preferences at 6 strengths, of which 0 is no control and 1 is by name; and asked-for lengths.
-        asked = 5 * (2 + 1) + 5 * 2 * 4 + 5 * 3 * 2
+        # 6 prompts: 2 preferences at 6 strengths, of which 0 is no control and 1 is by name; and asked-for lengths.
+        asked = 6 * (2 + 1) + 6 * 2 * 4 + 6 * 3 * 2
         data = self.evaluated(meet, bundle, prompts, "--figures", self.ALL)
-        assert f"{asked} replies of toy and {5 * 2 + 5 + 5 * 2} of the prompted model are to be had" in data["err"]
+        assert f"{asked} replies of toy and {6 * 2 + 6 + 6 * 2} of the prompted model are to be had" in data["err"]
         started.clear()
         again = self.evaluated(meet, bundle, prompts, "--figures", self.ALL)
         assert "0 replies of toy and 0 of the prompted model" in again["err"]
@@ -252,7 +252,7 @@ class TestFigures:
         self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
     ) -> None:
         data = self.evaluated(meet, bundle, prompts)
-        assert "figures: holds, leakage, side_effects: 15 replies of toy and 15 of the prompted model" in data["err"]
+        assert "figures: holds, leakage, side_effects: 18 replies of toy and 18 of the prompted model" in data["err"]
         assert (data["strength"], data["mixes"], data["log_odds"], data["length"]) == ([], [], [], [])
 
     def test_calibrate_writes_the_curve_and_the_manifest_stays_whole(
@@ -289,7 +289,7 @@ class TestFigures:
         )
         data = self.evaluated(meet, bundle, prompts, "--config", str(config))
         # Both preferences ask about the same pairs, in both orders.
-        assert len(server.bodies) == 5 * 2
+        assert len(server.bodies) == 6 * 2
         assert {body["model"] for body in server.bodies} == {"wise"}
         assert not any("repetition_penalty" in body for body in server.bodies)
         # The fake says "word word word word": no letter, so it decides nothing.
@@ -308,7 +308,7 @@ class TestFigures:
         assert parser.open == []
         assert parser.outside == []
         assert parser.ids == sorted(set(parser.ids))
-        first = page.index("concise holds: measured by words it is on the asked side of detailed on 100% of 5 prompts")
+        first = page.index("concise holds: measured by words it is on the asked side of detailed on 100% of 6 prompts")
         assert first < page.index("<main")
         for heading in ("Does it hold", "Strength", "What else moves", "Without sampling", "Side effects"):
             assert f">{heading}</h2>" in page
@@ -400,7 +400,7 @@ class TestEndpoint:
         assert data["skipped"]["strength"].startswith("a preference is asked for by words or fields")
         # Nothing that only some endpoints know is sent, and what is asked twice is asked once.
         assert all(set(body) == {"model", "messages", "temperature", "max_tokens"} for body in server.bodies)
-        assert len(server.bodies) == 5 * 3
+        assert len(server.bodies) == 6 * 3
 
     def test_a_plain_endpoint_needs_to_be_told(
         self, meet: Callable[..., Any], started: list[str], prompts: Path, server: Any, tmp_path: Path

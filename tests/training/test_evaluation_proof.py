@@ -12,7 +12,7 @@ import pytest
 
 from meet_training.errors import TrainingError
 from meet_training.evaluation.bootstrap import bootstrap, mean_of, median_of
-from meet_training.evaluation.figures import Holds, Share, holds, mean_difference, same_share, share_of
+from meet_training.evaluation.figures import Holds, holds, mean_difference, same_share, share_of
 from meet_training.evaluation.leakage import leakage
 from meet_training.evaluation.length_limits import length_violations
 from meet_training.evaluation.log_odds import Score, Scored, log_odds
@@ -52,10 +52,15 @@ class TestIntervals:
             covered += likely * (each.low <= share <= each.high)
         assert 0.93 <= covered <= 0.98
 
-    def test_of_a_comparison_of_equals_leave_out_a_half_in_one_of_twenty(self) -> None:
-        pairs = np.random.default_rng(4).normal(size=(NUM_SIMULATIONS, 2, 60)).tolist()
-        found = [holds(ours, theirs, higher=True) for ours, theirs in pairs]
-        assert 0.02 <= np.mean([each.better or each.worse for each in found]) <= 0.08
+    @pytest.mark.parametrize("num_prompts", [*range(1, 21), 60, 100])
+    def test_two_equals_are_told_apart_in_one_of_twenty_comparisons_at_most(self, num_prompts: int) -> None:
+        told_apart = 0.0  # exactly, from the probability of each count
+        for count in range(num_prompts + 1):
+            each = holds([1] * count + [0] * (num_prompts - count), [0.5] * num_prompts, higher=True)
+            told_apart += math.comb(num_prompts, count) / 2**num_prompts * (each.better or each.worse)
+        assert told_apart <= 0.05
+        assert (told_apart > 0) == (num_prompts >= 6)  # 6 of 6, either way: 2 in 64
+        assert num_prompts < 60 or told_apart > 0.02
 
     def test_of_a_share_by_the_bootstrap_are_a_binomials(self) -> None:
         # Of 4 prompts 2 hold: a resample has 0 or 4 of them in 1/16 of cases each, more than the 2.5% cut off.
@@ -115,6 +120,14 @@ class TestHolds:
         assert judge(longer, CHANCE, share_of(9, 20), None) is Verdict.HOLDS
         assert judge(longer, CLEAR, share_of(12, 20), None) is Verdict.HOLDS  # what differs lies on one side
 
+    def test_few_that_differ_say_nothing_of_what_is_the_same(self) -> None:
+        """All replies that differ are on the asked side, or none is on any: neither looks like chance."""
+        shorter = holds([0.0] * 3 + [1.0] * 4, [1.0] * 7, higher=False)
+        assert judge(shorter, shorter, share_of(4, 7), None) is Verdict.NOT_DISTINGUISHABLE
+        level = holds([0.0] * 20, [0.0] * 20, higher=True)
+        assert judge(CLEAR, level, share_of(12, 20), None) is Verdict.HOLDS
+        assert judge(CLEAR, level, share_of(18, 20), None) is Verdict.DOES_NOTHING
+
     @pytest.mark.parametrize(
         ("num_asked", "num_other", "num_ties", "bound", "verdict"),
         [
@@ -125,7 +138,9 @@ class TestHolds:
             (0, 20, 0, 0.95, Verdict.REVERSED),
             (11, 9, 0, 0.95, Verdict.NOT_DISTINGUISHABLE),
             (3, 0, 0, None, Verdict.NOT_DISTINGUISHABLE),  # too few prompts to say
-            (4, 0, 0, None, Verdict.HOLDS),
+            (5, 0, 0, None, Verdict.NOT_DISTINGUISHABLE),  # of two equals, 1 time in 16
+            (6, 0, 0, None, Verdict.HOLDS),
+            (0, 4, 56, None, Verdict.NOT_DISTINGUISHABLE),  # four prompts decide, however many are ties
         ],
     )
     def test_verdicts(
@@ -136,7 +151,7 @@ class TestHolds:
 
     def test_sentences(self) -> None:
         def said(verdict: Verdict, beside_none: Holds = CLEAR) -> str:
-            share = Share(0.95, 0.764, 0.991, 20, 0.85, 1.0)
+            share = holds([0.0] * 19 + [1.0], [1.0] * 20, higher=False)
             same = share_of(20, 20)
             return sentence("concise", "words", "detailed", share, beside_none, same, verdict, 0.98)
 
@@ -151,7 +166,7 @@ class TestHolds:
         assert said(Verdict.HOLDS, other_way).endswith(
             "Beside no control it moves the other way: 0% of 20 prompts [0%, 16%]."
         )
-        assert said(Verdict.TOO_SELDOM).endswith("[76%, 99%], below the bound of 98%.")
+        assert said(Verdict.TOO_SELDOM).endswith("[76%, 99%], on neither side on 1, below the bound of 98%.")
         assert said(Verdict.NOT_DISTINGUISHABLE).startswith("concise is not distinguishable from detailed: measured")
         assert said(Verdict.REVERSED).startswith("concise does not hold, it does the reverse: ")
         assert said(Verdict.DOES_NOTHING) == (
@@ -325,9 +340,11 @@ class TestSideEffects:
 
     def test_rates(self) -> None:
         fine, cut, loop = Reply("a b c d e", True, 5), Reply("a b", False, 2), Reply("x y z w " * 5, True, 20)
-        assert [broken(reply) for reply in (fine, cut, loop)] == [False, True, True]
+        silent = Reply(" \n", True, 1)
+        assert [broken(reply) for reply in (fine, cut, loop, silent)] == [False, True, True, True]
         found = side_effects("concise", [fine, cut, loop, fine], [fine, fine, fine, fine], LexicalOverlap())
-        assert (found.repeats.share, found.truncated.share) == (0.25, 0.25)
+        assert (found.empty.share, found.repeats.share, found.truncated.share) == (0, 0.25, 0.25)
+        assert side_effects("concise", [silent, fine], None, LexicalOverlap()).empty.share == 0.5
         # 1, then 2 * 2 / (2 + 5), then 0, then 1.
         assert found.similarity is not None
         assert found.similarity.value == pytest.approx((1 + 4 / 7 + 0 + 1) / 4)

@@ -197,6 +197,27 @@ class TestAFullEvaluation:
         assert [row.verdict.value for row in found.rows[:2]] == ["not distinguishable"] * 2
         assert found.rows[0].holds_vs_uncontrolled.better  # both shorten: told from no control, not from each other
 
+    def test_silence_is_no_concise_reply(self, tmp_path: Path) -> None:
+        """A control that ends a reply at once has the fewest words there are. It neither holds nor is recommended."""
+
+        def rule(question: Question) -> str:
+            return "" if strengths_of(question.fields).get("concise", 0) >= 1 else by_rule(question)
+
+        plan, found = evaluated(tmp_path, rule, figures=("side_effects", "strength", "mixes"))
+        concise, detailed, *_ = found.rows
+        assert (concise.holds.share, detailed.holds.share, concise.empty.share) == (0, 0, 1)
+        assert concise.sentence == (
+            "concise is not distinguishable from detailed: measured by words it is on the asked side of "
+            "detailed on 0% of 12 prompts [0%, 24%], on neither side on 12. It says nothing at all on "
+            "100% of 12 prompts [76%, 100%]."
+        )
+        points = {point.strength: point for point in found.curves[0].points}
+        assert [points[strength].holds.share for strength in (0.5, 1, 1.5)] == [1, 0, 0]
+        assert (points[1].broken.share, found.curves[0].recommended) == (1, 0.5)
+        assert {mix.both.share for mix in found.mixes if "concise" in mix.preferences} == {0}
+        assert next(each for each in found.side_effects if each.of == "concise").empty.share == 1
+        assert "says nothing" in page(report_data(plan, found, None))
+
     def test_side_effects_and_parity(self, tmp_path: Path) -> None:
         _, found = evaluated(tmp_path, figures=("side_effects",), few=3)
         assert [effects.of for effects in found.side_effects] == ["uncontrolled", *NAMES]

@@ -6,6 +6,7 @@ a preference's instruction: it is the rival that users try first, and always one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from meet_training.evaluation.figures import Holds, Share, holds, median_index, 
 from meet_training.evaluation.prompts import Prompt
 from meet_training.evaluation.replies import Reply, ReplyCache, kept
 from meet_training.evaluation.subject import Subject, Tested
-from meet_training.evaluation.verdict import Verdict, judge, sentence
+from meet_training.evaluation.verdict import Verdict, counted, judge, sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Row:
     prompted_holds_vs_opposite: Holds | None
     same_as_uncontrolled: Share
     finished: Share
+    empty: Share
     example: Example
 
     @property
@@ -92,7 +94,7 @@ class Row:
     def sentence(self) -> str:
         """The same as a sentence."""
         against = "no control" if self.holds_vs_opposite is None or self.opposite is None else self.opposite
-        return sentence(
+        said = sentence(
             self.preference,
             self.attribute,
             against,
@@ -102,6 +104,7 @@ class Row:
             self.verdict,
             self.bound,
         )
+        return f"{said} It says nothing at all on {counted(self.empty)}." if self.empty.share else said
 
 
 def check_axes(subject: Subject, config: EvaluationConfig) -> None:
@@ -168,14 +171,27 @@ def measured(attribute: str, replies: Sequence[Reply]) -> list[float]:
     return [ATTRIBUTES[attribute].measure(reply.text) for reply in replies]
 
 
+def beside(attribute: str, replies: Sequence[Reply], others: Sequence[Reply]) -> list[float]:
+    """The attribute of the others' replies, for comparison with that of `replies`.
+
+    NaN where either says nothing: silence has the fewest words and yet is no concise reply.
+    """
+    return [
+        math.nan if reply.empty or other.empty else value
+        for reply, other, value in zip(replies, others, measured(attribute, others), strict=True)
+    ]
+
+
 def _row(tested: Tested, axis: AxisConfig, prompts: Sequence[Prompt], replies: Replies) -> Row:
     name, opposite, attribute = tested.name, tested.opposite, axis.attribute
     higher = name == axis.higher
-    own = measured(attribute, replies.controlled[name])
-    uncontrolled = measured(attribute, replies.uncontrolled)
-    prompted = measured(attribute, replies.prompted.get(name, ()))
-    other = measured(attribute, replies.controlled[opposite]) if opposite else []
-    prompted_other = measured(attribute, replies.prompted.get(opposite, ())) if opposite else []
+    own, prompted = replies.controlled[name], replies.prompted.get(name, ())
+    other = replies.controlled[opposite] if opposite else ()
+    prompted_other = replies.prompted.get(opposite, ()) if opposite else ()
+
+    def against(given: Sequence[Reply], others: Sequence[Reply]) -> Holds:
+        return holds(measured(attribute, given), beside(attribute, given, others), higher=higher)
+
     return Row(
         preference=name,
         axis=tested.axis,
@@ -183,18 +199,17 @@ def _row(tested: Tested, axis: AxisConfig, prompts: Sequence[Prompt], replies: R
         tested_by=axis.tested_by,
         opposite=opposite,
         bound=axis.bound,
-        controlled=median_of(own),
-        uncontrolled=median_of(uncontrolled),
-        prompted=median_of(prompted) if prompted else None,
-        holds_vs_opposite=holds(own, other, higher=higher) if other else None,
-        holds_vs_uncontrolled=holds(own, uncontrolled, higher=higher),
-        holds_vs_prompted=holds(own, prompted, higher=higher) if prompted else None,
-        prompted_holds_vs_opposite=(
-            holds(prompted, prompted_other, higher=higher) if prompted and prompted_other else None
-        ),
-        same_as_uncontrolled=same_share(_texts(replies.controlled[name]), _texts(replies.uncontrolled)),
-        finished=share_of(sum(reply.finished for reply in replies.controlled[name]), len(prompts)),
-        example=_example(prompts, replies.controlled[name]),
+        controlled=median_of(measured(attribute, own)),
+        uncontrolled=median_of(measured(attribute, replies.uncontrolled)),
+        prompted=median_of(measured(attribute, prompted)) if prompted else None,
+        holds_vs_opposite=against(own, other) if other else None,
+        holds_vs_uncontrolled=against(own, replies.uncontrolled),
+        holds_vs_prompted=against(own, prompted) if prompted else None,
+        prompted_holds_vs_opposite=against(prompted, prompted_other) if prompted and prompted_other else None,
+        same_as_uncontrolled=same_share(_texts(own), _texts(replies.uncontrolled)),
+        finished=share_of(sum(reply.finished for reply in own), len(prompts)),
+        empty=share_of(sum(reply.empty for reply in own), len(prompts)),
+        example=_example(prompts, own),
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from meet_training.evaluation.bootstrap import Estimate, mean_of
+from meet_training.evaluation.bootstrap import LEVEL, Estimate, mean_of
 
 # The 97.5% quantile of the normal distribution, for intervals of 95%.
 _Z = 1.959963984540054
@@ -45,20 +45,22 @@ class Holds(Share):
 
     @property
     def better(self) -> bool:
-        """Is it on the asked side on more than half of the prompts that decide, beyond the interval?
-
-        By Wilson's interval and not by the advantage's own: that of four prompts in four is sound.
-        """
-        return self.decided is not None and self.decided.low > 0.5
+        """Is it on the asked side on more than half of the prompts that decide, and not by chance?"""
+        return self.decided is not None and self.decided.share > 0.5 and not by_chance(self.decided)
 
     @property
     def worse(self) -> bool:
-        """Is it on the asked side on fewer than half of them, beyond the interval?"""
-        return self.decided is not None and self.decided.high < 0.5
+        """Is it on the asked side on fewer than half of them, and not by chance?"""
+        return self.decided is not None and self.decided.share < 0.5 and not by_chance(self.decided)
+
+    @property
+    def num_ties(self) -> int:
+        """Prompts on neither side."""
+        return self.num_prompts - (self.decided.num_prompts if self.decided else 0)
 
 
 def holds(values: Sequence[float], others: Sequence[float], *, higher: bool) -> Holds:
-    """How often `values` is on the asked side of `others`; both have one value a prompt.
+    """How often `values` is on the asked side of `others`; both have one value a prompt. NaN is on neither side.
 
     Raises ValueError where they differ in length or are empty.
     """
@@ -85,6 +87,19 @@ def share_of(num_held: int, num_prompts: int) -> Share:
     half = _Z / (1 + square) * math.sqrt(share * (1 - share) / num_prompts + square / (4 * num_prompts))
     drawn = mean_of(np.arange(num_prompts) < num_held)
     return Share(share, max(0.0, centre - half), min(1.0, centre + half), num_prompts, drawn.low, drawn.high)
+
+
+def by_chance(decided: Share) -> bool:
+    """Whether a fair coin would be as far from one half, either way, in more than 1 of 20 such experiments.
+
+    The exact sign test. Intervals promise too much of few prompts: Wilson's of 4 in 4 leaves out one half, and 4 equal
+    things are all on one side in 1 of 8. So 6 of 6 is the least that tells two replies apart.
+    """
+    num = decided.num_prompts
+    fewer = min(held := round(decided.share * num), num - held)
+    tail = sum(math.comb(num, count) for count in range(fewer + 1))
+    likely: float = 2 * tail / 2**num
+    return likely > 1 - LEVEL
 
 
 def mean_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:

@@ -104,7 +104,7 @@ def curves(found: list[dict[str, Any]]) -> str:
     ]
     headings = ["control", "attribute", "rank correlation", "monotone", "recommended"]
     headings += [f"at {strength:g}" for strength in strengths]
-    caption = "Strength: the attribute, share that holds, share of replies that are cut off or repeat themselves"
+    caption = "Strength: the attribute, share that holds, share of replies that are empty, cut off or repeat themselves"
     return section("Strength", *parts, table(caption, headings, rows))
 
 
@@ -171,13 +171,17 @@ def _odds_curves(found: list[dict[str, Any]]) -> list[str]:
 
 
 def side_effects(found: list[dict[str, Any]], similarity: str) -> str:
-    """Broken replies and likeness to the uncontrolled reply."""
+    """Empty, repeating and cut-off replies, and likeness to the uncontrolled reply."""
     rows = [
-        [escape(each["of"]), share(each["repeats"]), share(each["truncated"]), estimate(each["similarity"])]
+        [
+            escape(each["of"]),
+            *(share(each[which]) for which in ("empty", "repeats", "truncated")),
+            estimate(each["similarity"]),
+        ]
         for each in found
     ]
     caption = f"Similarity to the uncontrolled reply: {similarity}"
-    headings = ["control", "repeats itself", "cut off", "similarity"]
+    headings = ["control", "says nothing", "repeats itself", "cut off", "similarity"]
     return section("Side effects", table(caption, headings, rows)) if rows else ""
 
 

@@ -36,6 +36,11 @@ class Reply:
     finished: bool
     num_tokens: int
 
+    @property
+    def empty(self) -> bool:
+        """Does it say nothing?"""
+        return not self.text.strip()
+
 
 def key_of(question: Question, identity: str, sampling: SamplingConfig) -> str:
     """SHA-256 of everything that decides the reply, hexadecimal."""

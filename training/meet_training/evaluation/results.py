@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from meet_bundle import Calibration
 from meet_training.evaluation.answers import Answers
 from meet_training.evaluation.attributes import ATTRIBUTES
-from meet_training.evaluation.evaluate import Replies, Row, collect, measure, measured
+from meet_training.evaluation.evaluate import Replies, Row, beside, collect, measure, measured
 from meet_training.evaluation.given import Pair
 from meet_training.evaluation.judging import Judged, judge_endpoint, judge_sampling, judged
 from meet_training.evaluation.leakage import Cell, leakage
@@ -97,8 +97,8 @@ def _curves(answers: Answers) -> list[Curve]:
         given = {strength: _at(answers, tested, strength) for strength in plan.strengths(tested)}
         opposite = None if tested.opposite is None else plan.subject.preference(tested.opposite)
         others = {
-            strength: measured(axis.attribute, _at(answers, opposite or tested, strength if opposite else 0.0))
-            for strength in given
+            strength: beside(axis.attribute, replies, _at(answers, opposite or tested, strength if opposite else 0.0))
+            for strength, replies in given.items()
         }
         curves.append(
             curve(
@@ -148,7 +148,7 @@ def _sides(
     def side(tested: Tested) -> Side:
         axis = plan.config.axes[tested.axis]
         against = by_preference[tested.opposite] if tested.opposite else uncontrolled
-        others = measured(axis.attribute, against[: len(given)])
+        others = beside(axis.attribute, given, against[: len(given)])
         own = measured(axis.attribute, given)
         return Side(tested.name, tested.opposite or NO_CONTROL, own, others, tested.name == axis.higher)
 

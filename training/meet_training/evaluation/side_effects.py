@@ -29,6 +29,7 @@ class SideEffects:
     """What one control does besides what was asked; `of` is its name, or `uncontrolled`."""
 
     of: str
+    empty: Share
     repeats: Share
     truncated: Share
     similarity: Estimate | None
@@ -62,8 +63,8 @@ def repeats(reply: Reply) -> bool:
 
 
 def broken(reply: Reply) -> bool:
-    """Was the reply cut off, or does it repeat itself?"""
-    return not reply.finished or repeats(reply)
+    """Does the reply say nothing, was it cut off, or does it repeat itself?"""
+    return reply.empty or not reply.finished or repeats(reply)
 
 
 def side_effects(
@@ -72,6 +73,7 @@ def side_effects(
     """The figures of one set of replies; beside the uncontrolled ones, where it is not they."""
     return SideEffects(
         of,
+        share_of(sum(reply.empty for reply in replies), len(replies)),
         share_of(sum(map(repeats, replies)), len(replies)),
         share_of(sum(not reply.finished for reply in replies), len(replies)),
         None if uncontrolled is None else mean_of(similarity.of(_texts(replies), _texts(uncontrolled))),

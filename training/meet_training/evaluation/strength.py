@@ -29,7 +29,7 @@ MORE_BROKEN = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was measured of the attribute at one strength. `broken` replies were cut off or repeat themselves."""
+    """What was measured of the attribute at one strength. `broken` replies are empty, cut off or repeat themselves."""
 
     strength: float
     median: Estimate
@@ -84,7 +84,7 @@ def curve(
 
     `values`, and whether each reply is `broken`, are by strength, one a prompt. `others` are what it must be on the
     asked side of at each strength: its opposite's values at that strength, or those without a control; `against`
-    names which. Raises ValueError where there are fewer than two strengths or none above 0.
+    names which, NaN is on neither side. Raises ValueError where there are fewer than two strengths or none above 0.
     """
     strengths = sorted(values)
     if len(strengths) < 2 or strengths[-1] <= 0:
