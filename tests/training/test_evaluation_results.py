@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -245,6 +246,31 @@ class TestAFullEvaluation:
         )
         data = report_data(plan, found, None)
         assert json.loads(json.dumps(data))["strength"][0] == json.loads(json.dumps(asdict(found.curves[0])))
+
+    def test_the_page_says_behind_how_many_prompts_each_figure_stands(self, tmp_path: Path) -> None:
+        plan, found = evaluated(tmp_path, figures=("leakage", "side_effects", "strength", "mixes", "log_odds"), few=3)
+        shown = page(report_data(plan, found, None))
+        captions = re.findall("<caption>(.*?)</caption>", shown)
+        few = [
+            "Share of 3 prompts on",
+            "themselves; 3 prompts",
+            "no control; 3 prompts",
+            "strength; 3 prompts",
+            "; 3 prompts",
+        ]
+        whole = ["Share of 12 prompts on", "12 prompts.", "Of 12 prompts."]
+        assert all(any(words in caption for caption in captions) for words in (*few, *whole))
+        assert "12 prompts. Intervals:" in shown
+        # The leakage matrix has intervals too: a shift of all 12 prompts, and what it is in words.
+        assert re.search(r"-1\.00 \[-1\.00, -1\.00\]<br>-[0-9.]+ \[-[0-9.]+, -[0-9.]+\]", shown)
+
+    def test_what_comes_from_outside_is_escaped_everywhere(self, tmp_path: Path) -> None:
+        plan, found = evaluated(tmp_path, lambda question: "<b>reply", figures=())
+        named = replace(plan.subject, name="<i>name", base="<img src=x>", digest="<u>")
+        config = plan.config.model_copy(update={"prompts": Path("<a>&.jsonl")})
+        shown = page(report_data(replace(plan, subject=named, config=config), found, "<s>why"))
+        assert not re.search("<(b|i|img|u|a|s)[ >]", shown.replace('<a class="skip"', ""))
+        assert "&lt;img src=x&gt;" in shown
 
     def test_without_a_rival_what_needs_it_is_missing_and_said(self, tmp_path: Path) -> None:
         plan = Plan(subject(), EvaluationConfig(axes=AXES, figures=("side_effects", "log_odds")), PROMPTS)

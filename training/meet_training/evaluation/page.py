@@ -110,5 +110,5 @@ def _made(data: dict[str, Any]) -> str:
         "prompts": data["config"]["prompts"],
         "sampling": ", ".join(f"{name} {value}" for name, value in sampling.items()),
     }
-    rows = [[name, str(value)] for name, value in said.items()]
+    rows = [[name, escape(str(value))] for name, value in said.items()]
     return figures.section("How it was made", figures.table("What was evaluated", ["", ""], rows))

@@ -27,6 +27,13 @@ def estimate(value: dict[str, Any] | None, digits: int = 3) -> str:
     return " ".join((f"{value['value']:.{digits}g}", f"[{value['low']:.{digits}g}, {value['high']:.{digits}g}]"))
 
 
+def prompts(*values: dict[str, Any] | None) -> str:
+    """Behind how many prompts such figures stand: `40 prompts`, `38 to 40 prompts`."""
+    numbers = [value["num_prompts"] for value in values if value is not None]
+    low, high = min(numbers), max(numbers)
+    return f"{low} prompts" if low == high else f"{low} to {high} prompts"
+
+
 def table(caption: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column names its rows, in a frame that can be scrolled by keyboard."""
     head = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
@@ -73,7 +80,10 @@ def holds(data: dict[str, Any]) -> str:
         "preference", "measured by", "holds against opposite", "prompted model against opposite",
         "against no control", "against prompted model", "median", "without control", "prompted", "same as no control",
     ]  # fmt: skip
-    return section("Does it hold", table("Share of prompts on the asked side, and medians", headings, rows))
+    caption = (
+        f"Share of {prompts(*(each['holds_vs_uncontrolled'] for each in data['preferences']))} on the asked side, "
+    )
+    return section("Does it hold", table(f"{caption}and medians", headings, rows))
 
 
 def curves(found: list[dict[str, Any]]) -> str:
@@ -104,7 +114,10 @@ def curves(found: list[dict[str, Any]]) -> str:
     ]
     headings = ["control", "attribute", "rank correlation", "monotone", "recommended"]
     headings += [f"at {strength:g}" for strength in strengths]
-    caption = "Strength: the attribute, share that holds, share of replies that are empty, cut off or repeat themselves"
+    caption = (
+        "Strength: the attribute, share that holds, share of replies that are empty, cut off or repeat themselves; "
+        + prompts(*(curve["rank_correlation"] for curve in found))
+    )
     return section("Strength", *parts, table(caption, headings, rows))
 
 
@@ -117,12 +130,17 @@ def leakage(cells: list[dict[str, Any]]) -> str:
         [escape(name), *(_cell(cell) for cell in cells if cell["preference"] == name)]
         for name in dict.fromkeys(cell["preference"] for cell in cells)
     ]
-    caption = f"{_ATTRIBUTE_NOTE} Mean difference in the attribute's unit below. * moves without being asked to."
+    caption = (
+        f"{_ATTRIBUTE_NOTE} Mean difference in the attribute's unit below. * moves without being asked to. "
+        f"{prompts(*(cell['more'] for cell in cells))}."
+    )
     return section("What else moves", table(caption, ["control", *map(escape, attributes)], rows))
 
 
 def mixes(found: list[dict[str, Any]]) -> str:
     """Pairs of preferences that were asked for at once."""
+    if not found:
+        return ""
     rows = [
         [
             escape(mix_name(mix["preferences"], mix["strengths"])),
@@ -130,21 +148,27 @@ def mixes(found: list[dict[str, Any]]) -> str:
         ]
         for mix in found
     ]
-    caption = "Share of prompts on the asked side of each preference's opposite, with one reply"
+    measured = prompts(*(mix["both"] for mix in found))
+    caption = f"Share of {measured} on the asked side of each preference's opposite, with one reply"
     headings = ["mix", "both at once", "prompted model, both", "first", "second"]
-    return section("Mixes", table(caption, headings, rows)) if rows else ""
+    return section("Mixes", table(caption, headings, rows))
 
 
 def log_odds(found: list[dict[str, Any]], curves: list[dict[str, Any]]) -> str:
     """How far each control prefers its own side, and at which strength how far."""
+    if not found:
+        return ""
     rows = [
         [escape(odds["preference"]), escape(odds["opposite"]), estimate(odds["mean"]), _pictured(odds["prefers_own"])]
         for odds in found
     ]
-    caption = "Log-odds of paired replies, nats a token, that the control adds for its own side; 0 is no control"
+    caption = (
+        "Log-odds of paired replies, nats a token, that the control adds for its own side; 0 is no control; "
+        + prompts(*(odds["mean"] for odds in found))
+    )
     headings = ["control", "opposite", "log-odds", "prefers its own"]
     parts = [table(caption, headings, rows), *_odds_curves(curves)]
-    return section("Without sampling", *parts) if rows else ""
+    return section("Without sampling", *parts)
 
 
 def _odds_curves(found: list[dict[str, Any]]) -> list[str]:
@@ -166,12 +190,14 @@ def _odds_curves(found: list[dict[str, Any]]) -> list[str]:
     headings = ["control", "rank correlation", "monotone", *(f"at {strength:g}" for strength in strengths)]
     return [
         f'<div class="charts"><figure>{drawn}<figcaption>{escape(text)}.</figcaption></figure></div>',
-        table("The same at each strength", headings, rows),
+        table(f"The same at each strength; {prompts(*(curve['rank_correlation'] for curve in found))}", headings, rows),
     ]
 
 
 def side_effects(found: list[dict[str, Any]], similarity: str) -> str:
     """Empty, repeating and cut-off replies, and likeness to the uncontrolled reply."""
+    if not found:
+        return ""
     rows = [
         [
             escape(each["of"]),
@@ -180,9 +206,9 @@ def side_effects(found: list[dict[str, Any]], similarity: str) -> str:
         ]
         for each in found
     ]
-    caption = f"Similarity to the uncontrolled reply: {similarity}"
+    caption = f"Of {prompts(*(each['repeats'] for each in found))}. Similarity to the uncontrolled reply: {similarity}"
     headings = ["control", "says nothing", "repeats itself", "cut off", "similarity"]
-    return section("Side effects", table(caption, headings, rows)) if rows else ""
+    return section("Side effects", table(caption, headings, rows))
 
 
 def parity(found: dict[str, Any] | None) -> str:
@@ -196,22 +222,28 @@ def parity(found: dict[str, Any] | None) -> str:
         ["the same under the base", estimate(found["base_perplexity"], 4)],
         ["ratio of the two", estimate(found["ratio"], 4)],
     ]
-    return section("Without a control, beside the base", table("What stage 2 changed", ["figure", ""], rows))
+    caption = f"What stage 2 changed; {prompts(found['same'], found['ratio'])}"
+    return section("Without a control, beside the base", table(caption, ["figure", ""], rows))
 
 
 def lengths(found: list[dict[str, Any]]) -> str:
     """Asked-for lengths."""
+    if not found:
+        return ""
     rows = [
         [escape(each["of"]), str(each["max_words"]), _pictured(each["violated"]), estimate(each["words"])]
         for each in found
     ]
-    caption = "Share of replies with more words than the prompt allowed (arXiv 2406.17744)"
+    measured = prompts(*(each["violated"] for each in found))
+    caption = f"Share of replies to {measured} with more words than these allowed (arXiv 2406.17744)"
     headings = ["replies", "words allowed", "violated", "median words"]
-    return section("Asked-for lengths", table(caption, headings, rows)) if rows else ""
+    return section("Asked-for lengths", table(caption, headings, rows))
 
 
 def judged(found: list[dict[str, Any]]) -> str:
     """What a model that judges says."""
+    if not found:
+        return ""
     rows = [
         [
             escape(each["preference"]),
@@ -220,9 +252,9 @@ def judged(found: list[dict[str, Any]]) -> str:
         ]
         for each in found
     ]
-    caption = f"Judged in both orders by {found[0]['judge'] if found else ''}"
+    caption = f"Judged in both orders by {found[0]['judge']}; {prompts(*(each['prefers_own'] for each in found))}"
     headings = ["preference", "opposite", "its reply wins in both", "chosen by position", "no answer"]
-    return section("A judge", table(caption, headings, rows)) if rows else ""
+    return section("A judge", table(caption, headings, rows))
 
 
 def _pictured(value: dict[str, Any] | None) -> str:
@@ -236,10 +268,14 @@ def _median(value: dict[str, Any] | None) -> str:
 
 
 def _cell(cell: dict[str, Any]) -> str:
-    value, difference = cell["more"]["advantage"]["value"], cell["difference"]["value"]
+    moved = cell["more"]["advantage"]
     kind = "asked" if cell["asked"] else "leak" if cell["leaks"] else "still"
-    text = f"{value:+.2f}{'*' if cell['leaks'] else ''}"
-    return f"{charts.shift(value, kind)}{text}<br>{difference:+.3g}"
+    text = f"{_signed(moved, '.2f')}{'*' if cell['leaks'] else ''}"
+    return f"{charts.shift(moved['value'], kind)}{text}<br>{_signed(cell['difference'], '.3g')}"
+
+
+def _signed(value: dict[str, Any], form: str) -> str:
+    return f"{value['value']:+{form}} [{value['low']:+{form}}, {value['high']:+{form}}]"
 
 
 def _strengths(found: list[dict[str, Any]]) -> list[float]:
@@ -260,6 +296,6 @@ def _odds_at(curve: dict[str, Any], strength: float) -> str:
 def _at(curve: dict[str, Any], strength: float) -> str:
     for point in curve["points"]:
         if point["strength"] == strength:
-            typical, broken = point[curve["summary"]]["value"], 100 * point["broken"]["share"]
-            return f"{typical:.4g}<br>holds {share(point['holds'])}<br>broken {broken:.0f}%"
+            typical, held, broken = estimate(point[curve["summary"]], 4), share(point["holds"]), share(point["broken"])
+            return f"{typical}<br>holds {held}<br>broken {broken}"
     return "-"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from meet_bundle.bundle import write_atomically
 from meet_training.errors import TrainingError
-from meet_training.evaluation.bootstrap import NUM_RESAMPLES
+from meet_training.evaluation.bootstrap import NUM_RESAMPLES, Estimate
 from meet_training.evaluation.evaluate import Row
 from meet_training.evaluation.examples import examples
 from meet_training.evaluation.figures import Share
@@ -141,7 +141,8 @@ def _table(rows: Sequence[Row], num_prompts: int) -> Table:
 
 
 def _curves(results: Results) -> Table:
-    table = Table("control", "attribute", title="Strength: median or mean of the attribute")
+    title = f"Strength: median or mean of the attribute{_behind(curve.rank_correlation for curve in results.curves)}"
+    table = Table("control", "attribute", title=title)
     for heading in ("", "at strength", "rank correlation", "monotone", "recommended"):
         table.add_column(heading, justify="right")
     for curve in results.curves:
@@ -150,7 +151,7 @@ def _curves(results: Results) -> Table:
             curve.attribute,
             curve.summary,
             "  ".join(f"{point.strength:g}: {point.typical(curve.summary).value:.4g}" for point in curve.points),
-            f"{curve.rank_correlation.value:.2f}",
+            _estimate(curve.rank_correlation, 2),
             "yes" if curve.monotone else "no",
             f"{curve.recommended:g}",
         )
@@ -158,7 +159,7 @@ def _curves(results: Results) -> Table:
 
 
 def _mixes(results: Results) -> Table:
-    table = Table("mix", title="Mixes: both properties at once")
+    table = Table("mix", title=f"Mixes: both properties at once{_behind(mix.both for mix in results.mixes)}")
     for heading in ("both", "prompted both", "first", "second"):
         table.add_column(heading, justify="right")
     for mix in results.mixes:
@@ -168,17 +169,12 @@ def _mixes(results: Results) -> Table:
 
 
 def _log_odds(results: Results) -> Table:
-    table = Table("control", "opposite", title="How far each control prefers its own side of paired replies")
+    title = f"How far each control prefers its own side of paired replies{_behind(o.mean for o in results.log_odds)}"
+    table = Table("control", "opposite", title=title)
     for heading in ("nats a token", "prefers its own"):
         table.add_column(heading, justify="right")
     for odds in results.log_odds:
-        mean = odds.mean
-        table.add_row(
-            odds.preference,
-            odds.opposite,
-            f"{mean.value:.3f} [{mean.low:.3f}, {mean.high:.3f}]",
-            _share(odds.prefers_own),
-        )
+        table.add_row(odds.preference, odds.opposite, _estimate(odds.mean, 3), _share(odds.prefers_own))
     return table
 
 
@@ -191,10 +187,20 @@ def _odds_curves(results: Results) -> Table:
             curve.preference,
             curve.opposite,
             "  ".join(f"{point.strength:g}: {point.mean.value:.3f}" for point in curve.points),
-            f"{curve.rank_correlation.value:.2f}",
+            _estimate(curve.rank_correlation, 2),
             "yes" if curve.monotone else "no",
         )
     return table
+
+
+def _behind(figures: Iterable[Share | Estimate]) -> str:
+    """How many prompts are behind each, for the end of a title; fewer than the whole evaluation's, often."""
+    numbers = sorted({figure.num_prompts for figure in figures})
+    return f", {' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} prompts" if numbers else ""
+
+
+def _estimate(estimate: Estimate, digits: int) -> str:
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def _share(share: Share | None) -> str:
