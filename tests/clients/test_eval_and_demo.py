@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from meet_bundle import Bundle, Calibration, open_bundle, recalibrated
+from meet_bundle import BaseModelSource, Bundle, Calibration, open_bundle, recalibrated
 from meet_cli import extras
+from meet_cli.asking import _resolve_base
+from meet_training.base_model import describe_base
 
 FAKE = Path(__file__).with_name("fake_openai.py")
 EVALUATION = """
@@ -142,6 +144,36 @@ class TestEval:
         outcome = meet("eval", str(bundle.path), "--data", str(prompts), "--url", server.url)
         assert outcome.exit_code == 2
         assert f"{server.url} does not serve this bundle: its version of 'concise' is {'a' * 12}" in outcome.err
+
+    def test_a_server_that_takes_the_name_for_another_strength_is_refused(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, server: Any
+    ) -> None:
+        server.versions = {p.name: p.version for p in bundle.manifest.preferences}
+        half = Calibration(attribute="words", strengths=(0, 0.5), medians=(4, 2), recommended=0.5)
+        recalibrated(bundle, {"concise": half})
+        outcome = meet("eval", str(bundle.path), "--data", str(prompts), "--url", server.url)
+        assert outcome.exit_code == 2
+        assert f"{server.url} serves 'concise' at the strength 1 where none is named" in outcome.err
+        assert server.bodies == []
+
+    def test_other_engine_arguments_make_other_replies(
+        self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path
+    ) -> None:
+        args = ("eval", str(bundle.path), "--data", str(prompts), "--figures", "none")
+        for more, num_started in (((), 2), ((), 0), (("--", "--dtype", "float16"), 2)):
+            started.clear()
+            assert meet(*args, *more).exit_code == 0
+            assert len(started) == num_started
+
+    def test_a_base_with_other_weights_is_not_asked(self, started: list[str], tmp_path: Path) -> None:
+        base = tmp_path / "base"
+        base.mkdir()
+        (base / "model.safetensors").write_bytes(b"weights")
+        made_from = describe_base(str(base), base)
+        assert _resolve_base(made_from) == base
+        assert _resolve_base(BaseModelSource(source=str(base))) == base  # nothing is known of it
+        (base / "model.safetensors").write_bytes(b"others")
+        assert _resolve_base(made_from) == f"{base} has other weights than the {base} that this bundle was made from"
 
     def test_a_server_that_fails_is_one_line_and_its_replies_are_kept(
         self, meet: Callable[..., Any], started: list[str], bundle: Bundle, prompts: Path, server: Any
@@ -387,7 +419,6 @@ class TestEndpoint:
         server.plain = True
         config = tmp_path / "evaluation.yaml"
         config.write_text(
-            "sampling: {repetition_penalty: 1}\n"
             "preferences:\n"
             "  concise: {axis: length, opposite: detailed, instruction: Be short.}\n"
             "  detailed: {axis: length, opposite: concise, instruction: Be long.}\n"

@@ -325,7 +325,8 @@ class TestConfig:
         [
             ("limits: 3", "limits: unknown key"),
             ("axes: {length: {attribute: wrods, higher: a}}", "axes.length.attribute: 'wrods' is not measured"),
-            ("axes: {length: {attribute: words}}", "axes.length.higher"),
+            ("axes: {length: {attribute: words}}", "axes.length: one of `higher` and `lower` names"),
+            ("axes: {length: {attribute: words, higher: a, lower: b}}", "one of `higher` and `lower` names"),
             ("sampling: {max_tokens: 0}", "sampling.max_tokens"),
             ("- 1", "expected a mapping"),
         ],

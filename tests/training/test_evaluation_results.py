@@ -189,6 +189,19 @@ class TestAFullEvaluation:
         assert detailed.verdict.value == "holds"
         assert all(cell.more.advantage.value == 0 for cell in found.leakage if cell.preference == "concise")
 
+    def test_a_lone_preference_that_asks_for_less(self, tmp_path: Path) -> None:
+        lone = replace(subject().preference("concise"), opposite=None)
+        axes = {"length": AxisConfig(attribute="words", lower="concise", question="Which is longer?")}
+        judge = JudgeConfig(url="http://judge", model="wise")
+        config = EvaluationConfig(axes=axes, figures=("strength", "judge"), judge=judge)
+        found = results(answered(Plan(replace(subject(), preferences=(lone,)), config, PROMPTS), tmp_path))
+        (concise,) = found.rows
+        assert concise.sentence.startswith(
+            "concise holds: measured by words it is on the asked side of no control on 100%"
+        )
+        assert found.curves[0].rank_correlation.value == 1
+        assert "no preference of an axis with a `question` has an opposite" in found.skipped["judge"]
+
     def test_two_identical_controls_are_not_distinguishable(self, tmp_path: Path) -> None:
         def rule(question: Question) -> str:
             same = question.fields.get("preference") == "detailed"
@@ -297,6 +310,23 @@ class TestPlan:
         plan = Plan(of, EvaluationConfig(axes={"length": AXES["length"]}), PROMPTS)
         assert plan.strengths(of.preference("concise")) == [0, 0.5, 1]
 
+    @pytest.mark.parametrize(
+        ("strengths", "left"), [((-1, 0), "-1, 0"), ((3, 4), "none"), ((1, 1), "1"), ((0, 0.5, 3), None)]
+    )
+    def test_strengths_that_make_no_curve_are_a_mistake(
+        self, strengths: tuple[float, ...], left: str | None, tmp_path: Path
+    ) -> None:
+        prompts = tmp_path / "prompts.jsonl"
+        prompts.write_text('{"prompt": "Why?"}\n')
+        config = EvaluationConfig(axes=AXES, figures=("strength",), strengths=strengths, prompts=prompts)
+        if left is None:
+            plan_of(subject(), config)
+            return
+        with pytest.raises(
+            TrainingError, match=rf"strengths: of .* 'concise', -1 to 2, and its opposite's leave {left};"
+        ):
+            plan_of(subject(), config)
+
     def test_each_preference_of_a_mix_has_its_own_strength_where_one_is_named(self) -> None:
         config = EvaluationConfig(axes=AXES, mix_strength=0.5, mix_strengths={"bulleted": 2})
         plan = Plan(subject(), config, PROMPTS)
@@ -385,6 +415,23 @@ class TestJudge:
         assert "Reply A:\nmine\n\nReply B:\ntheirs" in one
         assert "Reply A:\ntheirs\n\nReply B:\nmine" in two
         assert one.endswith("Which reply is longer? Answer with one letter, A or B, and nothing else.")
+
+    @pytest.mark.parametrize(
+        ("answer", "letter"),
+        [
+            ("A", "A"), (" b\n", "B"), ("**B**", "B"), ("(A)", "A"), ("A.", "A"), ("B: it is longer", "B"),
+            ("Reply A", "A"), ("Reply B is longer", None), ("Answer: A", "A"), ("The answer is **B**.", "B"),
+            ("I'd say B", "B"), ("I would choose Reply A.", "A"), ("The better reply is B", "B"),
+            ("A\nBoth are good", "A"),
+            ("A more formal reply is B.", None), ("Both are", None), ("", None), ("C", None), ("Absolutely", None),
+        ],
+    )  # fmt: skip
+    def test_how_a_judge_may_say_it(self, answer: str, letter: str | None) -> None:
+        both = [(Reply(answer, True, 1), Reply(answer, True, 1))]
+        found = judged("detailed", "concise", "judge", both, more=True)
+        assert found.no_answer.share == (letter is None)
+        other = [(Reply(answer, True, 1), Reply("B" if letter == "A" else "A", True, 1))]
+        assert judged("detailed", "concise", "judge", other, more=True).prefers_own.share == (letter == "A")
 
     def test_a_judge_that_goes_by_position_decides_nothing(self) -> None:
         said = [("A", "B"), ("A", "A"), ("B", "A"), ("**A**", " B."), ("Both are", "B")]

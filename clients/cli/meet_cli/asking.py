@@ -22,7 +22,7 @@ from meet_cli.progress import Tell, duration, tell_step
 from meet_cli.server_errors import errors_of
 
 if TYPE_CHECKING:
-    from meet_bundle import Bundle, Manifest
+    from meet_bundle import BaseModelSource, Bundle, Manifest
     from meet_training.evaluation.answers import Answers
     from meet_training.evaluation.asking import Endpoint
     from meet_training.evaluation.evaluation_config import EvaluationConfig, SamplingConfig
@@ -70,7 +70,7 @@ class Asking:
         if self.bundle is None:
             self._ask(questions, self._running(identity))
             return None
-        base = _resolve_base(self.bundle.manifest.base.source)
+        base = _resolve_base(self.bundle.manifest.base)
         if isinstance(base, str):
             return base
         port, name = free_port(), self.bundle.manifest.base.source
@@ -202,17 +202,20 @@ def _tell_answers(tell: Tell, name: str) -> Callable[[int, int], None]:
     return on_progress
 
 
-def _resolve_base(source: str) -> Path | str:
+def _resolve_base(made_from: BaseModelSource) -> Path | str:
     """The base model's folder or hub name, or why it cannot be served here."""
-    from meet_training.base_model import check_causal_model, resolve_base
+    from meet_training.base_model import check_causal_model, describe_base, resolve_base
     from meet_training.errors import TrainingError
 
     try:
         require_engine("the base model")
-        base = resolve_base(source, on_step=tell_step)
+        base = resolve_base(made_from.source, on_step=tell_step)
         check_causal_model(base)
+        found = describe_base(made_from.source, base).digest
     except (TrainingError, click.ClickException) as error:
         return one_line(error)
+    if made_from.digest not in (None, found):
+        return f"{base} has other weights than the {made_from.source} that this bundle was made from"
     return base
 
 
@@ -222,13 +225,22 @@ def _check_serves(url: str, api_key: str | None, manifest: Manifest) -> None:
 
     with errors_of(url), MeetClient(url, api_key, max_retries=0) as client:
         try:
-            served = {preference.name: preference.version for preference in client.preferences()}
+            served = {preference.name: preference for preference in client.preferences()}
         except ValueError as error:
             raise CommandError(f"{url}: {error}") from None
     for preference in manifest.preferences:
-        if served.get(preference.name) != preference.version:
-            found = served.get(preference.name) or "none"
+        found = served.get(preference.name)
+        if found is None or found.version != preference.version:
             raise CommandError(
-                f"{url} does not serve this bundle: its version of {preference.name!r} is {found}, "
-                f"the bundle's is {preference.version}"
+                f"{url} does not serve this bundle: its version of {preference.name!r} is "
+                f"{'none' if found is None else found.version}, the bundle's is {preference.version}"
+            )
+        # The name alone stands for it, and replies are kept by name.
+        theirs, ours = (
+            1.0 if each.calibration is None else each.calibration.recommended for each in (found, preference)
+        )
+        if theirs != ours:
+            raise CommandError(
+                f"{url} serves {preference.name!r} at the strength {theirs:g} where none is named, this bundle's "
+                f"manifest recommends {ours:g}: start the server anew from this bundle"
             )

@@ -56,7 +56,7 @@ def evaluate_bundle(
     """
     from meet_training.evaluation.subject import subject_of_bundle
 
-    subject = subject_of_bundle(bundle.manifest)
+    subject = subject_of_bundle(bundle.manifest, servers.engine_args)
     return _evaluate(subject, bundle, config, servers, phases, output or bundle.path / "report")
 
 
@@ -64,7 +64,10 @@ def evaluate_endpoint(
     model: str | None, config: EvaluationConfig, servers: Servers, phases: Phases, output: Path
 ) -> Evaluated:
     """The same of whatever answers at `servers.url`; the rival is the same model, plainly prompted."""
-    return _evaluate(served_subject(model, config, servers), None, config, servers, phases, output)
+    subject = served_subject(model, config, servers)
+    if not subject.has_controls:
+        config = config.of_plain_endpoint()
+    return _evaluate(subject, None, config, servers, phases, output)
 
 
 def calibrate(bundle: Bundle, evaluated: Evaluated) -> None:
@@ -133,7 +136,8 @@ def _counted(plan: Plan, cache: ReplyCache, servers: Servers) -> str:
     subject, sampling = plan.subject, plan.config.sampling
     rival = plan.rival() if servers.prompt_base else []
     asked = missing(plan.asked(), cache, subject.identity, sampling)
-    prompted = missing(rival, cache, subject.rival_identity, sampling)
+    # Of a plain endpoint both may ask the same, which is asked once.
+    prompted = missing(rival, cache, subject.rival_identity, sampling).keys() - asked.keys()
     figures = ", ".join(["holds", *(figure for figure in plan.config.figures if plan.measures(figure))])
     return (
         f"{len(plan.prompts)} prompts, figures: {figures}: "

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import openai
 
@@ -14,6 +17,8 @@ from meet_training.errors import TrainingError
 
 REQUEST_TIMEOUT_S = 1800.0
 """A slow machine with a full queue needs minutes for one request."""
+
+_VERSIONED = re.compile(r"/v\d[^/]*(/|$)")
 
 OnProgress = Callable[[int, int], None]
 """How many answers there are, and how many there will be."""
@@ -30,6 +35,12 @@ class Endpoint:
     identity: str
     api_key: str = "none"
 
+    @property
+    def base_url(self) -> str:
+        """What the OpenAI SDK is told: the url as it is where its path names a version, as `/v1beta/openai` does."""
+        url = self.url.rstrip("/")
+        return url if _VERSIONED.search(urlsplit(url).path) else f"{url}/v1"
+
 
 @asynccontextmanager
 async def client_of(endpoint: Endpoint, client: openai.AsyncOpenAI | None) -> AsyncIterator[openai.AsyncOpenAI]:
@@ -38,20 +49,30 @@ async def client_of(endpoint: Endpoint, client: openai.AsyncOpenAI | None) -> As
         yield client
         return
     async with openai.AsyncOpenAI(
-        base_url=f"{endpoint.url.rstrip('/')}/v1", api_key=endpoint.api_key, timeout=REQUEST_TIMEOUT_S
+        base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=REQUEST_TIMEOUT_S
     ) as own:
         yield own
 
 
 @contextmanager
-def errors_of(endpoint: Endpoint) -> Iterator[None]:
-    """Turns what the SDK raises into TrainingError that names the endpoint."""
+def errors_of(endpoint: Endpoint, asked: str) -> Iterator[None]:
+    """Turns what the SDK raises into TrainingError that names the endpoint and how what it was asked begins."""
     try:
         yield
     except openai.APIStatusError as error:
-        raise TrainingError(f"{endpoint.url} answered {error.status_code}: {error.message}") from None
+        raise TrainingError(
+            f"{endpoint.url} answered {error.status_code}: {error.message} (asked: {shortened(asked)!r})"
+        ) from None
+    except json.JSONDecodeError:
+        raise TrainingError(f"{endpoint.url} answered no JSON (asked: {shortened(asked)!r})") from None
     except openai.OpenAIError as error:
         raise TrainingError(f"{endpoint.url} stopped answering: {error}") from None
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The text's beginning on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 async def work_through(

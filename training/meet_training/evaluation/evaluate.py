@@ -118,12 +118,13 @@ def check_axes(subject: Subject, config: EvaluationConfig) -> None:
         if axis is None:
             raise TrainingError(
                 f"axes: nothing said of {tested.axis!r}, the axis of {tested.name!r}; "
-                f"say {tested.axis}: {{attribute: ..., higher: ...}} in the evaluation's configuration"
+                f"say {tested.axis}: {{attribute: ..., higher: ...}}, or lower, in the evaluation's configuration"
             )
         names = [each.name for each in subject.preferences if each.axis == tested.axis]
-        if axis.higher not in names:
+        if axis.named not in names:
+            side = "higher" if axis.lower is None else "lower"
             raise TrainingError(
-                f"axes.{tested.axis}.higher: {axis.higher!r} is not on that axis of the bundle; {', '.join(names)} are"
+                f"axes.{tested.axis}.{side}: {axis.named!r} is not on that axis of the bundle; {', '.join(names)} are"
             )
         if tested.opposite is not None and tested.opposite not in known:
             raise TrainingError(
@@ -184,7 +185,7 @@ def beside(attribute: str, replies: Sequence[Reply], others: Sequence[Reply]) ->
 
 def _row(tested: Tested, axis: AxisConfig, prompts: Sequence[Prompt], replies: Replies) -> Row:
     name, opposite, attribute = tested.name, tested.opposite, axis.attribute
-    higher = name == axis.higher
+    higher = axis.asks_more(name)
     own, prompted = replies.controlled[name], replies.prompted.get(name, ())
     other = replies.controlled[opposite] if opposite else ()
     prompted_other = replies.prompted.get(opposite, ()) if opposite else ()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, field_validator, model_validator
 
 from meet_training.config import describe, read_yaml
 from meet_training.errors import TrainingError
@@ -27,7 +27,10 @@ class SamplingConfig(_Section):
 
     temperature: float = Field(default=0.0, ge=0, description="0 is greedy")
     repetition_penalty: float = Field(
-        default=1.1, gt=0, description="1 is none; a small model repeats itself under greedy decoding"
+        default=1.1,
+        gt=0,
+        description="1 is none; a small model repeats itself under greedy decoding. "
+        "By default 1 of an endpoint that is no MEET server",
     )
     max_tokens: int = Field(default=400, ge=1, description="tokens of one reply; the same for all, for fairness")
 
@@ -42,7 +45,11 @@ class AxisConfig(_Section):
     """What the preferences of an axis are measured by."""
 
     attribute: str = Field(description="what is measured on a reply to test it: `words`, `list_share`")
-    higher: str = Field(description="the preference whose replies have more of it")
+    higher: str | None = Field(default=None, description="the preference whose replies have more of it")
+    lower: str | None = Field(
+        default=None,
+        description="the preference whose replies have less of it, in place of `higher`, where there is none",
+    )
     trained_by: str | None = Field(
         default=None,
         description="the attribute that the training data was chosen by; the report says if it is the same",
@@ -61,6 +68,21 @@ class AxisConfig(_Section):
     @classmethod
     def _attribute_is_known(cls, attribute: str) -> str:
         return _known(attribute)
+
+    @model_validator(mode="after")
+    def _one_side_is_named(self) -> Self:
+        if (self.higher is None) == (self.lower is None):
+            raise ValueError("one of `higher` and `lower` names the preference whose replies have more, or less, of it")
+        return self
+
+    @property
+    def named(self) -> str:
+        """The preference that `higher` or `lower` names."""
+        return self.higher or self.lower or ""
+
+    def asks_more(self, preference: str) -> bool:
+        """Whether that preference of the axis asks for more of the attribute."""
+        return preference == self.higher if self.lower is None else preference != self.lower
 
     @property
     def tested_by(self) -> Literal["what it was trained by", "something else", "not said"]:
@@ -149,6 +171,12 @@ class EvaluationConfig(_Section):
     def mix_strength_of(self, preference: str) -> float:
         """Its strength in mixes."""
         return self.mix_strengths.get(preference, self.mix_strength)
+
+    def of_plain_endpoint(self) -> EvaluationConfig:
+        """Without a repetition penalty that nobody asked for: OpenAI's API refuses arguments that it does not know."""
+        if "repetition_penalty" in self.sampling.model_fields_set:
+            return self
+        return self.model_copy(update={"sampling": self.sampling.model_copy(update={"repetition_penalty": 1.0})})
 
     def without_files(self) -> dict[str, Any]:
         """The configuration as the report has it, its files by name alone."""

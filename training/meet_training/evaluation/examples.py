@@ -49,7 +49,7 @@ def _of(plan: Plan, results: Results, tested: Tested) -> list[SideBySide]:
         shown[f"{PROMPTED}: {tested.name}"] = prompted
     values = {of: measured(axis.attribute, replies) for of, replies in shown.items()}
     against = values[tested.opposite or NO_CONTROL]
-    sign = 1 if tested.name == axis.higher else -1
+    sign = 1 if axis.asks_more(tested.name) else -1
     margins = [sign * (own - other) for own, other in zip(values[tested.name], against, strict=True)]
     order = sorted(range(len(margins)), key=lambda index: (margins[index], index))
     chosen = {"median": [order[(len(order) - 1) // 2]], "worst": order[:NUM_WORST]}

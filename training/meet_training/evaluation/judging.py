@@ -18,7 +18,13 @@ from meet_training.evaluation.figures import Share, share_of
 from meet_training.evaluation.prompts import Message, Prompt
 from meet_training.evaluation.replies import Question, Reply
 
-_LETTER = re.compile(r"[^A-Za-z]*([AB])(?![A-Za-z])")
+# "A", "**B**", "(A)", "Reply B.", "The answer is A", "I'd say B": a letter at the end or before a mark, in few words.
+# "A more formal reply is ..." begins with an article.
+_LETTER = re.compile(
+    r"\W*(?:(?:the\s+)?(?:better\s+|best\s+)?(?:answer|reply|response|option)\W+(?:is\W+)?(?:reply\W+)?"
+    r"|i(?:'d|\s+would)?\s+(?:say|choose|pick)\W+(?:reply\W+)?)?([AB])(?=\W*$|\W*\n|[.,:;)*\]])",
+    re.IGNORECASE,
+)
 _TEMPLATE = """Two replies to the same message are shown below.
 
 Message:
@@ -91,4 +97,4 @@ def judged(preference: str, opposite: str, judge: str, answers: Sequence[tuple[R
 
 def _letter(answer: Reply) -> str | None:
     found = _LETTER.match(answer.text)
-    return found[1] if found else None
+    return found[1].upper() if found else None

@@ -216,7 +216,7 @@ def parity(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
     rows = [
-        ["same greedy reply as the base", share(found["same"])],
+        ["same reply as the base", share(found["same"])],
         ["similarity to the base's reply", estimate(found["similarity"])],
         ["perplexity of neutral replies", estimate(found["meet_perplexity"], 4)],
         ["the same under the base", estimate(found["base_perplexity"], 4)],

@@ -42,8 +42,13 @@ class Plan:
             lacks["mixes"] = "there is one axis alone"
         if not self.length_preferences():
             lacks["length"] = "no axis is measured by words"
-        if not any(axis.question for axis in self.config.axes.values()):
+        axes = self.config.axes
+        if not any(axis.question for axis in axes.values()):
             lacks["judge"] = "no axis has a `question` for the judge"
+        elif not any(
+            tested.opposite and axes[tested.axis].question for tested in self.subject.preferences if tested.axis in axes
+        ):
+            lacks["judge"] = "no preference of an axis with a `question` has an opposite to be judged beside"
         return {figure: lacks[figure] for figure in self.config.figures if figure in lacks}
 
     def measures(self, figure: Figure) -> bool:
@@ -148,6 +153,7 @@ def plan_of(subject: Subject, config: EvaluationConfig) -> Plan:
     check_axes(subject, config)
     if config.prompts is None:
         raise TrainingError("prompts: no file is named in the configuration")
+    _check_strengths(Plan(subject, config, ()))
     if "judge" in config.figures:
         if config.judge is None:
             raise TrainingError("judge: the figure needs someone who judges: say judge: {url: ..., model: ...}")
@@ -159,6 +165,22 @@ def plan_of(subject: Subject, config: EvaluationConfig) -> Plan:
         None if config.pairs is None else read_pairs(config.pairs),
         None if config.neutral is None else read_neutral(config.neutral, config.limit),
     )
+
+
+def _check_strengths(plan: Plan) -> None:
+    for tested in plan.subject.preferences if plan.measures("strength") else ():
+        left = plan.strengths(tested)
+        if len(left) < 2 or left[-1] <= 0:
+            low, high = tested.strength_range
+            raise TrainingError(
+                f"strengths: of {_listed(plan.config.strengths)} the range of "
+                f"{tested.name!r}, {low:g} to {high:g}, and its opposite's leave {_listed(left)}; a "
+                "curve needs two, one of them above 0"
+            )
+
+
+def _listed(strengths: Sequence[float]) -> str:
+    return ", ".join(f"{strength:g}" for strength in strengths) or "none"
 
 
 def neutral_replies(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[tuple[Prompt, str]]:

@@ -15,7 +15,8 @@ from typing import Any
 import openai
 
 from meet_training.data.records import RecordFile
-from meet_training.evaluation.asking import Endpoint, OnProgress, client_of, errors_of, work_through
+from meet_training.errors import TrainingError
+from meet_training.evaluation.asking import Endpoint, OnProgress, client_of, errors_of, shortened, work_through
 from meet_training.evaluation.evaluation_config import SamplingConfig
 from meet_training.evaluation.prompts import Prompt
 
@@ -112,7 +113,8 @@ async def _ask(client: openai.AsyncOpenAI, endpoint: Endpoint, question: Questio
     messages: Any = [message._asdict() for message in question.prompt]
     # Not every endpoint knows it; those that do take 1 where it is not said.
     penalty = {} if sampling.repetition_penalty == 1 else {"repetition_penalty": sampling.repetition_penalty}
-    with errors_of(endpoint):
+    asked = question.prompt[-1].content
+    with errors_of(endpoint, asked):
         completion = await client.chat.completions.create(
             model=endpoint.model,
             messages=messages,
@@ -120,6 +122,15 @@ async def _ask(client: openai.AsyncOpenAI, endpoint: Endpoint, question: Questio
             max_tokens=sampling.max_tokens,
             extra_body={**penalty, **question.fields},
         )
-    choice = completion.choices[0]
+    # The SDK hands on whatever came with status 200; some gateways answer so when something failed.
+    choices: Any = getattr(completion, "choices", None)
+    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
+    content = getattr(message, "content", None)
+    if message is None or not isinstance(content, str | None):
+        raise TrainingError(
+            f"{endpoint.url} answered no completion but {shortened(str(completion), 200)} (asked: {shortened(asked)!r})"
+        )
     num_tokens = completion.usage.completion_tokens if completion.usage else 0
-    return Reply(choice.message.content or "", choice.finish_reason == "stop", num_tokens)
+    # A lone surrogate, which JSON can hold and a file cannot, becomes a question mark.
+    text = (content or "").encode("utf-8", "replace").decode()
+    return Reply(text, choices[0].finish_reason == "stop", num_tokens)

@@ -107,7 +107,7 @@ def _curves(answers: Answers) -> list[Curve]:
                 {strength: measured(axis.attribute, replies) for strength, replies in given.items()},
                 {strength: list(map(broken, replies)) for strength, replies in given.items()},
                 others,
-                higher=tested.name == axis.higher,
+                higher=axis.asks_more(tested.name),
                 against=tested.opposite or NO_CONTROL,
                 summary=ATTRIBUTES[axis.attribute].summary,
             )
@@ -150,7 +150,7 @@ def _sides(
         against = by_preference[tested.opposite] if tested.opposite else uncontrolled
         others = beside(axis.attribute, given, against[: len(given)])
         own = measured(axis.attribute, given)
-        return Side(tested.name, tested.opposite or NO_CONTROL, own, others, tested.name == axis.higher)
+        return Side(tested.name, tested.opposite or NO_CONTROL, own, others, axis.asks_more(tested.name))
 
     return side(pair[0]), side(pair[1])
 
@@ -230,6 +230,6 @@ def _judged(answers: Answers) -> list[Judged]:
         asked = [question for pair in pairs for question in pair]
         given = kept(asked, answers.replies, judge_endpoint(judge).identity, judge_sampling(judge))
         both = list(zip(given[::2], given[1::2], strict=True))
-        more = tested.name == plan.config.axes[tested.axis].higher
+        more = plan.config.axes[tested.axis].asks_more(tested.name)
         found.append(judged(tested.name, tested.opposite or "", judge.model, both, more=more))
     return found

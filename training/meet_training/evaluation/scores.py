@@ -78,7 +78,7 @@ async def score_missing(
     async with client_of(endpoint, client) as sender:
 
         async def ask(key: str, each: GivenReply) -> None:
-            with errors_of(endpoint):
+            with errors_of(endpoint, each.prompt[-1].content):
                 cache.add(key, await _score(sender, endpoint, each))
 
         await work_through(to_score, ask, num_all=num_all, concurrency=concurrency, on_progress=on_progress)
@@ -95,14 +95,23 @@ async def _score(client: openai.AsyncOpenAI, endpoint: Endpoint, given: GivenRep
         temperature=0,
         extra_body={"prompt_logprobs": 0, **given.fields},
     )
-    rows = (completion.choices[0].model_extra or {}).get("prompt_logprobs")
+    choices: Any = getattr(completion, "choices", None)
+    rows = (choices[0].model_extra or {}).get("prompt_logprobs") if isinstance(choices, list) and choices else None
     if not isinstance(rows, list) or len(rows) != len(prompt) + len(reply):
         raise TrainingError(f"{endpoint.url} gives no `prompt_logprobs`: it cannot score replies")
-    logprobs = [row[str(token)]["logprob"] for row, token in zip(rows[len(prompt) :], reply, strict=True)]
+    try:
+        logprobs = [float(row[str(token)]["logprob"]) for row, token in zip(rows[len(prompt) :], reply, strict=True)]
+    except (KeyError, TypeError, ValueError):
+        raise TrainingError(
+            f"{endpoint.url} gives `prompt_logprobs` without those of the prompt's own tokens"
+        ) from None
     return Score(sum(logprobs), len(reply))
 
 
 async def _tokens(client: openai.AsyncOpenAI, endpoint: Endpoint, what: dict[str, Any]) -> list[int]:
     body = {"model": endpoint.model, **what}
     answer: Any = await client.post(f"{endpoint.url.rstrip('/')}/tokenize", cast_to=object, body=body)
-    return list(answer["tokens"])
+    tokens = answer.get("tokens") if isinstance(answer, dict) else None
+    if not isinstance(tokens, list):
+        raise TrainingError(f"{endpoint.url} answers `/tokenize` with no tokens: it cannot score replies")
+    return tokens

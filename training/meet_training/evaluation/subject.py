@@ -20,6 +20,9 @@ FIELD = "preference"
 AS_TRAINED = 1.0
 
 _OF_CONTROLS = ("strength", "mixes", "log_odds")
+_ONE_STRENGTH = (AS_TRAINED, AS_TRAINED)
+_NO_STRENGTH = "a soft prompt has no strength"
+_NO_PLACE = "the server does not say where its soft prompts stand: behind a given reply they would change nothing of it"
 _NO_CONTROLS = "a preference is asked for by words or fields, not by a MEET server's control"
 
 
@@ -101,11 +104,12 @@ class Subject:
         return self.base_identity or self.identity
 
 
-def subject_of_bundle(manifest: Manifest) -> Subject:
-    """The MEET model of a bundle.
+def subject_of_bundle(manifest: Manifest, engine_args: Sequence[str] = ()) -> Subject:
+    """The MEET model of a bundle, and its base, as an engine with these arguments of the user's serves them.
 
     Its identity leaves out what no reply depends on, such as a calibration: that decides what is asked.
     """
+    engine = f" {json.dumps(list(engine_args))}" if engine_args else ""
     decides = [
         manifest.model_digest,
         manifest.controls.model_dump(),
@@ -115,10 +119,10 @@ def subject_of_bundle(manifest: Manifest) -> Subject:
     return Subject(
         name=manifest.name,
         model=manifest.name,
-        identity=f"bundle {identity}",
+        identity=f"bundle {identity}{engine}",
         preferences=tuple(map(_of_manifest, manifest.preferences)),
         base=manifest.base.source,
-        base_identity=f"base {manifest.base.source} {manifest.base.digest or ''}".strip(),
+        base_identity=f"base {manifest.base.source} {manifest.base.digest or ''}".strip() + engine,
         digest=manifest.digest,
         lacks=_lacks(manifest.controls),
     )
@@ -130,9 +134,18 @@ def subject_of_endpoint(
     """Whatever answers at an address: the preferences of the configuration, else those that the server lists.
 
     `served` is what `GET /v1/preferences` lists; None where it does not answer that, as a plain endpoint. Raises
-    TrainingError where neither names a preference.
+    TrainingError where neither names a preference, or one is named that nothing asks for.
     """
     listed = {str(card["id"]): card for card in served or ()}
+    for name, said in config.preferences.items():
+        if name not in listed and said.instruction is None and said.fields is None:
+            known = f"it lists {', '.join(listed)}" if listed else "it lists none"
+            raise TrainingError(
+                f"preferences.{name}: {url} does not know it ({known}), and it has neither an instruction nor fields "
+                "to ask for it by"
+            )
+    # Asked for by words alone, a MEET server's default must stay away as it does without a control.
+    without_default = None if served is None else {FIELD: None}
     if config.preferences:
         preferences = tuple(
             Tested(
@@ -141,7 +154,7 @@ def subject_of_endpoint(
                 said.opposite,
                 said.instruction,
                 name in listed and said.fields is None,
-                said.fields,
+                without_default if name not in listed and said.fields is None else said.fields,
                 *_of_card(listed.get(name, {})),
             )
             for name, said in config.preferences.items()
@@ -163,14 +176,22 @@ def subject_of_endpoint(
         identity=f"endpoint {url} {model} {json.dumps(versions)}",
         preferences=preferences,
         has_controls=served is not None,
-        lacks={} if all(tested.controlled for tested in preferences) else dict.fromkeys(_OF_CONTROLS, _NO_CONTROLS),
+        lacks=_lacks_of_endpoint(preferences),
     )
+
+
+def _lacks_of_endpoint(preferences: Sequence[Tested]) -> dict[str, str]:
+    if not all(tested.controlled for tested in preferences):
+        return dict.fromkeys(_OF_CONTROLS, _NO_CONTROLS)
+    if any(tested.strength_range == _ONE_STRENGTH for tested in preferences):
+        return {"strength": _NO_STRENGTH, "log_odds": _NO_PLACE}
+    return {}
 
 
 def _lacks(controls: LoraControls | SoftPromptControls) -> dict[str, str]:
     if isinstance(controls, LoraControls):
         return {}
-    lacks = {"strength": "a soft prompt has no strength"}
+    lacks = {"strength": _NO_STRENGTH}
     if controls.placement == "after_prompt":
         lacks["log_odds"] = "its soft prompts stand after the prompt: in front of a given reply they cannot be put"
     return lacks
