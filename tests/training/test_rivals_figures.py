@@ -41,14 +41,20 @@ def measured(
     )
 
 
-def outcome(name: str, *by_seed: Measured) -> Outcome:
-    return Outcome(name, name, Point(), {Point(): by_seed[0]}, by_seed)
+def outcome(name: str, *by_seed: Measured, has_neutral: bool = True) -> Outcome:
+    return Outcome(name, name, has_neutral, Point(), {Point(): by_seed[0]}, by_seed)
 
 
 class TestFiguresOfAPrompt:
     def test_holds_where_the_second_of_the_order_has_more(self) -> None:
         found = by_prompt(measured([1, 5, 3], [2, 4, 3]), PAIR, slice(None))
         assert found.holds.tolist() == [1, 0, 0]  # a tie does not hold
+
+    def test_silence_holds_nowhere(self) -> None:
+        given = measured([0, 0, 1], [2, 2, 2])
+        silent, words = Reply(" ", True, 1), Reply("word", True, 1)
+        given = replace(given, replies={"short": [silent, words, words], "long": [words, words, silent]})
+        assert by_prompt(given, PAIR, slice(None)).holds.tolist() == [0, 1, 0]
 
     def test_log_odds_are_the_mean_of_both_sides_in_nats_a_token(self) -> None:
         found = by_prompt(measured([1.0], [2.0], lift=0.25), PAIR, slice(None))
@@ -112,6 +118,11 @@ class TestWhatARateIsChosenBy:
         assert ratios == pytest.approx([1.0202, 1.0408, 1.0942], abs=5e-5)
         assert fair.rank > dear.rank > dearer.rank  # where all are, the least so
 
+    def test_of_a_rival_without_a_neutral_state_perplexity_decides_nothing(self) -> None:
+        dear = measured([1.0], [2.0], neutral_tuning=(-20.0, 10))
+        found = quality(dear, measured([1.0], [2.0]), PAIR, slice(None), None)
+        assert (found.too_much, found.perplexity_ratio, found.holds) == (0.0, None, 1.0)
+
     def test_where_the_base_says_nothing_perplexity_decides_nothing(self) -> None:
         silent = measured([], [])
         found = quality(replace(measured([1.0], [2.0]), neutral_tuning=[]), silent, PAIR, slice(None), 1.03)
@@ -126,6 +137,25 @@ class TestIntervals:
         samples = generator.normal(0, 1, (num, 1, 40)) + generator.normal(0, 0.02, (num, 3, 1))
         covered = np.mean([(e := over_prompts_and_seeds(each)).low <= 0 <= e.high for each in samples])
         assert 0.91 <= covered <= 0.98
+
+    @pytest.mark.parametrize("seeds_differ_by", [0.05, 0.5, 5.0])
+    def test_two_equals_of_three_seeds_are_told_apart_in_one_of_twenty_comparisons_at_most(
+        self, seeds_differ_by: float
+    ) -> None:
+        """However much a seed matters."""
+        generator = np.random.default_rng(6)
+        num = 300
+        prompts = generator.normal(0, 1, (num, 1, 1, 16))
+        seeds = generator.normal(0, seeds_differ_by, (num, 2, 3, 1)) + generator.normal(0, 0.5, (num, 2, 3, 16))
+        both = prompts + seeds
+        told_apart = np.mean([beside(ours, theirs).standing != Standing.LEVEL for ours, theirs in both])
+        assert told_apart <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / num)
+
+    def test_of_three_seeds_that_differ_it_is_students_t(self) -> None:
+        found = over_prompts_and_seeds([[0.0] * 10, [0.5] * 10, [1.0] * 10])
+        # t of 2 degrees at 97.5% is 4.303; 0.5 / sqrt(3) is the standard error of the mean.
+        half = 4.303 * 0.5 / math.sqrt(3)
+        assert (found.low, found.high) == (pytest.approx(0.5 - half, rel=0.15), pytest.approx(0.5 + half, rel=0.15))
 
     def test_prompts_stay_paired(self) -> None:
         easy_and_hard = np.array([[0.0, 10.0, 20.0, 30.0]])
@@ -179,3 +209,8 @@ class TestWhoIsAhead:
         assert (rows["good"].broken, rows["alike"].broken) == (0, 1)
         assert rows["good"].medians == {"short": 1, "long": 2}
         assert (rows["good"].num_seeds, rows["alike"].num_seeds) == (3, 1)
+
+    def test_without_a_neutral_state_there_is_no_perplexity(self) -> None:
+        one = outcome("one", measured([1.0] * 5, [2.0] * 5), has_neutral=False)
+        (row,) = standings([one], measured([1.0] * 5, [1.0] * 5), PAIR, slice(None))
+        assert row.perplexity_ratio is None

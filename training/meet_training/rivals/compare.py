@@ -65,7 +65,7 @@ class Comparison:
         searched = [self._result(rival, point, first) for point in points]
         if None in searched:
             return False
-        best = self._best(points, [each for each in searched if each is not None])
+        best = self._best(rival, points, [each for each in searched if each is not None])
         return None not in [self._result(rival, best, seed) for seed in others]
 
     def outcomes(self) -> list[Outcome]:
@@ -77,26 +77,27 @@ class Comparison:
         searched = [self._known(rival, point, self.config.seeds[0]) for point in points]
         if None in searched:
             return None
-        best = self._best(points, [each for each in searched if each is not None])
+        best = self._best(rival, points, [each for each in searched if each is not None])
         by_seed = [self._known(rival, best, seed) for seed in self._seeds(rival)]
         if None in by_seed:
             return None
         return Outcome(
             rival.name,
             rival.what,
+            rival.has_neutral,
             best,
             dict(zip(points, [each for each in searched if each is not None], strict=True)),
             [each for each in by_seed if each is not None],
         )
 
-    def _best(self, points: Sequence[Point], results: Sequence[Measured]) -> Point:
+    def _best(self, rival: Rival, points: Sequence[Point], results: Sequence[Measured]) -> Point:
         """The point of the best result on the prompts that are kept for it; of equals the first."""
-        ranks = [self.quality(result).rank for result in results]
+        ranks = [self.quality(rival, result).rank for result in results]
         return points[ranks.index(max(ranks))]
 
-    def quality(self, result: Measured) -> Quality:
+    def quality(self, rival: Rival, result: Measured) -> Quality:
         """What a point of the search is chosen by."""
-        setting, most = self.setting, self.config.tuning.max_perplexity
+        setting, most = self.setting, self.config.tuning.max_perplexity if rival.has_neutral else None
         return quality(result, self.trials.base(), setting.pairs, setting.tuning_rows, most)
 
     def _seeds(self, rival: Rival) -> tuple[int, ...]:

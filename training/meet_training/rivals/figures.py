@@ -2,7 +2,7 @@
 
 For every two preferences of an axis, of which the second is to have more of the attribute:
 
-- *holds*: whether the second's reply has;
+- *holds*: whether the second's reply has, where both say anything;
 - *log-odds*: half of (ln p(y1 | 1) - ln p(y1 | 2)) / |y1| + (ln p(y2 | 2) - ln p(y2 | 1)) / |y2|, in nats a token, y1
   and y2 being given replies of each. It is the mean of what `meet eval` calls log-odds over both controls: what it
   takes as its reference cancels out, so that models without an uncontrolled state have it too.
@@ -38,8 +38,11 @@ class ByPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What a learning rate is chosen by. `perplexity_ratio` is of neutral replies, over the base's, None where the base
-    said nothing to measure it on; `too_much` how far it is above what it may be, 0 where it is not."""
+    """What a learning rate is chosen by.
+
+    `perplexity_ratio` is of neutral replies, over the base's, None where the base said nothing to measure it on or the
+    rival has no neutral state; `too_much` is how far it is above what it may be, 0 where it is not.
+    """
 
     holds: float
     log_odds: float
@@ -71,14 +74,14 @@ def by_prompt(measured: Measured, pairs: Sequence[Ordered], rows: slice) -> ByPr
 
 
 def quality(
-    measured: Measured, base: Measured, pairs: Sequence[Ordered], rows: slice, max_perplexity: float
+    measured: Measured, base: Measured, pairs: Sequence[Ordered], rows: slice, max_perplexity: float | None
 ) -> Quality:
-    """Of one training on the rows that rates are chosen on."""
+    """Of one training on the rows that rates are chosen on. Without `max_perplexity` none is too much."""
     found, ratio = by_prompt(measured, pairs, rows), None
-    if base.neutral_tuning:
+    if base.neutral_tuning and max_perplexity is not None:
         neutral = scored_beside(measured.neutral_tuning, base.neutral_tuning)
         ratio = float(perplexity_ratios(neutral[None, None])[0])
-    too_much = 0.0 if ratio is None else max(0.0, ratio - max_perplexity)
+    too_much = 0.0 if ratio is None or max_perplexity is None else max(0.0, ratio - max_perplexity)
     return Quality(float(found.holds.mean()), float(found.log_odds.mean()), ratio, too_much)
 
 
@@ -103,7 +106,8 @@ def perplexity_ratios(drawn: Array) -> Array:
 
 def _holds(measured: Measured, pair: Ordered, rows: slice) -> list[bool]:
     less, more = (measured.values[name][rows] for name in pair)
-    return [a < b for a, b in zip(less, more, strict=True)]
+    said = (not (a.empty or b.empty) for a, b in zip(*(measured.replies[name][rows] for name in pair), strict=True))
+    return [both and a < b for a, b, both in zip(less, more, said, strict=True)]
 
 
 def _log_odds(measured: Measured, pair: Ordered, rows: slice) -> Iterator[float]:

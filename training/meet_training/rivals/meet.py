@@ -1,7 +1,8 @@
 """MEET itself (arXiv 2310.00819), and what is left of it without one of its parts.
 
 Both stages with LoRA or soft prompts, joint or frozen, not centred, and with the preference objective; stage 1 alone;
-stage 2 alone, from controls that learned nothing, or from the embeddings of the text tokens.
+stage 2 alone, from controls that learned nothing, or from the embeddings of the text tokens. Centring is a rival's own
+choice, not a part of it: what else is of LoRA is not centred, as in the paper.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 from meet_training.controls_config import PEAK_LEARNING_RATES, ControlKind
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.rendering import AsItIs
-from meet_training.rivals.rival import Job, Jobs, Point, Rival, all_preferences, by_rate_of_both, stages
+from meet_training.rivals.rival import Job, Jobs, Point, Rival, all_preferences, by_rate_of_both, in_pairs, stages
 from meet_training.stages_config import MODEL_LEARNING_RATES
 
 
@@ -53,7 +54,7 @@ def _job(
         centre=centre,
     )
     objective = {"objective": {"kind": "preference", "beta": config.tuning.betas[0]}} if paired else {}
-    fields = {**training, **objective, "controls": controls}
+    fields = {**(in_pairs(training) if paired else training), **objective, "controls": controls}
     return [Job(all_preferences(config), AsItIs(paired=paired), fields, controls=True)]
 
 
@@ -64,7 +65,7 @@ def _both(config: CompareConfig) -> tuple[float, float]:
 def _meet_preference(config: CompareConfig, point: Point) -> list[Job]:
     """Under the first beta alone, so that it searches as little as the others; both replies count: half the epochs."""
     first, second = _both(config)
-    return _job(config, point, _lora(config), (first / 2, second / 2), paired=True)
+    return _job(config, point, _lora(config), (first / 2, second / 2), paired=True, centre=False)
 
 
 def _soft(placement: str) -> Jobs:
@@ -94,7 +95,9 @@ MEET = (
 PARTS_OF_MEET = (
     Rival("stage1_only", "stage 1 alone, LoRA", lambda c, p: _job(c, p, _lora(c), (c.budget.epochs, 0))),
     _rival(
-        "stage2_only", "stage 2 alone, from untrained LoRA", lambda c, p: _job(c, p, _lora(c), (0, c.budget.epochs))
+        "stage2_only",
+        "stage 2 alone, from untrained LoRA",
+        lambda c, p: _job(c, p, _lora(c), (0, c.budget.epochs), centre=False),
     ),
     _rival(
         "stage2_from_text",

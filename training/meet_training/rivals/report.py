@@ -11,6 +11,7 @@ from rich.table import Table
 
 from meet_training.evaluation.bootstrap import NUM_RESAMPLES, Estimate
 from meet_training.rivals.compare import Comparison
+from meet_training.rivals.registry import RIVALS
 from meet_training.rivals.standing import FIGURES, Outcome, Row, Standing, standings
 
 _MARKS = {Standing.AHEAD: "ahead", Standing.BEHIND: "behind", Standing.LEVEL: "="}
@@ -20,8 +21,8 @@ CAPTION = (
     "perplexity: of neutral replies, over the base's"
 )
 INTERVAL = (
-    f"95%, percentile bootstrap over prompts and seeds ({NUM_RESAMPLES} resamples); of holds the wider of that and "
-    "Wilson's score interval for as many prompts"
+    f"95%, percentile bootstrap over prompts ({NUM_RESAMPLES} resamples) with Student's t for the seeds; of holds the "
+    "wider of that and Wilson's score interval for as many prompts"
 )
 
 
@@ -105,8 +106,13 @@ def _mark(row: Row, figure: str, reference: str) -> str:
 
 def _searched(comparison: Comparison, outcome: Outcome) -> list[dict[str, Any]]:
     """Every point that was tried, with what it was chosen by."""
+    rival = RIVALS[outcome.name]
     return [
-        {"point": str(point), **asdict(comparison.quality(result)), "chosen": point == outcome.point}
+        {
+            "point": str(point),
+            **asdict(comparison.quality(rival, result)),
+            "chosen": point == outcome.point,
+        }
         for point, result in outcome.searched.items()
     ]
 

@@ -45,6 +45,8 @@ class Job:
     controls: bool = False
 
 
+STAGES = ("stage1", "stage2")
+
 Jobs = Callable[[CompareConfig, Point], list[Job]]
 Points = Callable[[CompareConfig], list[Point]]
 
@@ -72,12 +74,16 @@ def as_it_is(config: CompareConfig) -> list[Point]:  # noqa: ARG001
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A way to get one model, or several, to answer as preferred."""
+    """A way to get one model, or several, to answer as preferred.
+
+    `has_neutral` says whether there is a state in which nothing is asked for, whose perplexity may be bounded.
+    """
 
     name: str
     what: str
     jobs: Jobs
     points: Points = by_rate
+    has_neutral: bool = True
 
 
 def all_preferences(config: CompareConfig) -> tuple[str, ...]:
@@ -111,6 +117,12 @@ def stages(
             **stage2,
         },
     }
+
+
+def in_pairs(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with half as many rows a step, each with two replies: as many replies a step as without pairs."""
+    halved = {stage: {**training[stage], "batch_size": max(1, training[stage]["batch_size"] // 2)} for stage in STAGES}
+    return {**training, **halved}
 
 
 def instructions(config: CompareConfig) -> dict[str, str]:

@@ -11,4 +11,4 @@ def _jobs(config: CompareConfig, point: Point) -> list[Job]:
     return [Job((preference,), AsItIs(), training) for preference in all_preferences(config)]
 
 
-SFT = Rival("sft", "SFT on the preferred side, one model per preference", _jobs)
+SFT = Rival("sft", "SFT on the preferred side, one model per preference", _jobs, has_neutral=False)

@@ -32,6 +32,7 @@ class Outcome:
 
     name: str
     what: str
+    has_neutral: bool
     point: Point
     searched: Mapping[Point, Measured]
     by_seed: Sequence[Measured]
@@ -47,7 +48,9 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One rival's figures on the tested prompts; perplexity is None where the base said nothing to measure it on.
+    """One rival's figures on the tested prompts.
+
+    Perplexity is None where the base said nothing to measure it on, or nothing can be not asked for.
 
     `cost` is of one seed, its seconds the mean; `beside` is by name.
     """
@@ -89,10 +92,11 @@ def beside(values: Array, others: Array) -> Beside:
 
 def share(values: Array) -> Estimate:
     """A share of values (S, N) in 0 to 1. Its interval is the wider of the bootstrap's and of Wilson's score for as
-    many prompts: near 0 and 1 the bootstrap promises too much, and seeds are no prompts."""
+    many prompts: near 0 and 1 the bootstrap promises too much, and seeds are no prompts. It ends at 0 and 1."""
     drawn = over_prompts_and_seeds(values)
     score = share_of(round(drawn.value * drawn.num_prompts), drawn.num_prompts)
-    return Estimate(drawn.value, min(drawn.low, score.low), max(drawn.high, score.high), drawn.num_prompts)
+    low, high = max(0.0, min(drawn.low, score.low)), min(1.0, max(drawn.high, score.high))
+    return Estimate(drawn.value, low, high, drawn.num_prompts)
 
 
 def _values(outcome: Outcome, pairs: Sequence[Ordered], rows: slice) -> dict[str, Array]:
@@ -112,7 +116,7 @@ def _row(outcome: Outcome, values: Mapping[str, Mapping[str, Array]], base: Meas
         _cost(seeds),
         share(own["holds"]),
         over_prompts_and_seeds(own["log_odds"]),
-        over_prompts_and_seeds(neutral, perplexity_ratios) if base.neutral else None,
+        over_prompts_and_seeds(neutral, perplexity_ratios) if base.neutral and outcome.has_neutral else None,
         fmean(broken_share(each, rows) for each in seeds),
         _medians(seeds, rows),
         {other: {figure: beside(own[figure], values[other][figure]) for figure in FIGURES} for other in others},
