@@ -2,8 +2,8 @@
 
 Three seeds that are resampled show two thirds of their variance, and tails as of many. So a figure's standard error
 over seeds, s / sqrt(S), is added to each resample of the prompts with a draw of Student's t with S - 1 degrees of
-freedom; for a difference of two sides that of both, with Welch's degrees of freedom. What a seed makes of single prompts
-is counted twice, which errs on the safe side.
+freedom; for a difference of two sides that of both, with Welch's degrees of freedom. What a seed makes of single
+prompts is counted twice, which errs on the safe side.
 
 S seeds, N prompts, R resamples, C numbers a prompt.
 """
