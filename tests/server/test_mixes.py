@@ -54,6 +54,11 @@ class World:
             await asyncio.sleep(0)
             return resident.id
 
+    async def retired(self) -> None:
+        """Returns once the control is in no use, as it must be before it leaves the engine."""
+        with self.residents.retiring(self.control.id):
+            await self.uses.none(self.control.id)
+
 
 def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(coroutine)
@@ -136,14 +141,34 @@ def test_mixes_of_a_retired_control_leave_once_their_requests_end_and_free_it() 
     async def go() -> None:
         await world.use(0.1)
         async with world.residents.using(world.mix(0.2)):
-            world.residents.retire(world.control.id)
+            unused = asyncio.create_task(world.retired())
+            await asyncio.sleep(0)
             await world.residents.settled()
             assert world.engine.log == ["+0.1", "+0.2", "-0.1"]
-            unused = asyncio.create_task(world.uses.none(world.control.id))
             await asyncio.sleep(0.01)
             assert not unused.done()
         await asyncio.wait_for(unused, 1)
         assert world.engine.log[-1] == "-0.2"
+
+    run(go())
+
+
+def test_a_mix_that_is_made_after_its_control_was_retired_leaves_too() -> None:
+    world = World()
+
+    async def go() -> None:
+        world.uses.begin(world.control.id)  # of a request that waits for its turn
+        mix = world.mix(0.5)
+        unused = asyncio.create_task(world.retired())
+        await asyncio.sleep(0)
+        async with world.residents.using(mix):
+            world.uses.end(world.control.id)
+        await asyncio.wait_for(unused, 1)
+        assert (world.engine.log, len(world.residents)) == (["+0.5", "-0.5"], 0)
+        # The control may be published again, and its mixes stay then.
+        await world.use(0.5)
+        await world.residents.settled()
+        assert len(world.residents) == 1
 
     run(go())
 

@@ -62,8 +62,8 @@ class Adapters:
 
         New ones must not ask for it any more.
         """
-        self.mixes.retire(control.id)
-        await self._uses.none(control.id)
+        with self.mixes.retiring(control.id):
+            await self._uses.none(control.id)
         await self._remove(control)
 
     @contextmanager

@@ -72,10 +72,18 @@ class Registry:
                 except ServerError as error:
                     _LOGGER.error("preferences are left as they were: %s", error)
 
-    async def close(self) -> None:
-        """Waits until what was let go of has left the engine."""
-        while self._leaving:
-            await asyncio.gather(*self._leaving, return_exceptions=True)
+    async def close(self, timeout_s: float = 10) -> None:
+        """Waits until what was let go of has left the engine, though no longer than so many seconds.
+
+        Nothing must change preferences any more.
+        """
+        if self._leaving:
+            _, left = await asyncio.wait(self._leaving, timeout=timeout_s)
+            for task in left:
+                task.cancel()
+            if left:
+                _LOGGER.warning("%d controls have not left the engine in %g s; they end with it", len(left), timeout_s)
+                await asyncio.gather(*left, return_exceptions=True)
         self._store.close()
 
     def entry(self, name: str) -> tuple[int, int]:

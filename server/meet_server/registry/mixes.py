@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class Residents:
         self._uses = uses
         self.limit = limit
         self._by_content: OrderedDict[str, _Residence] = OrderedDict()
-        self._retired: set[str] = set()
+        self._retired: set[int] = set()  # ids of controls that are about to leave
         self._moving: set[asyncio.Task[None]] = set()
         self.num_asked = self.num_loaded = 0
         """How often a mix was asked for, and how often it had to be loaded for that."""
@@ -94,12 +94,18 @@ class Residents:
             residence.num_users -= 1
             self._tidy()
 
-    def retire(self, control_id: int) -> None:
-        """Lets go of the mixes of a control that is no longer published, as soon as their requests have ended."""
-        for content, residence in self._by_content.items():
-            if any(control.id == control_id for control, _ in residence.mix.parts):
-                self._retired.add(content)
-        self._tidy()
+    @contextmanager
+    def retiring(self, control_id: int) -> Iterator[None]:
+        """Lets go of every mix of a control that is no longer published, as soon as its requests have ended.
+
+        While the block runs, that is also true of mixes made in it: a request may hold the control and still wait.
+        """
+        self._retired.add(control_id)
+        try:
+            self._tidy()
+            yield
+        finally:
+            self._retired.discard(control_id)
 
     async def settled(self) -> None:
         """Waits until what was let go of has left the engine."""
@@ -121,9 +127,9 @@ class Residents:
             over = len(self._by_content) > self.limit
             if not (over or self._retired):
                 break
-            if residence.loading.done() and not residence.num_users and (over or content in self._retired):
+            unused = residence.loading.done() and not residence.num_users
+            if unused and (over or not self._retired.isdisjoint(control.id for control, _ in residence.mix.parts)):
                 del self._by_content[content]
-                self._retired.discard(content)
                 task = asyncio.create_task(self._leave(residence))
                 self._moving.add(task)
                 task.add_done_callback(self._moving.discard)
