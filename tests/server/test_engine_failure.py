@@ -1,10 +1,12 @@
 """An engine that hangs, and one whose server is killed, each of a server of its own.
 
 Of the first, requests under way get an error, and another takes its place; the second ends too.
+What was asked of an engine that dies meanwhile is tried on a fake one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -13,14 +15,18 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 from controls import renamed
+from example_manifest import preference
 
 from meet_bundle import open_bundle
+from meet_server.errors import EngineDied
 from meet_server.registry.changing import commit
+from meet_server.registry.live import LiveControls
 from meet_server.registry.state import added
 from meet_server.registry.store import Store
 
@@ -50,6 +56,42 @@ def children(pid: int) -> list[int]:
 def start_server(bundle: Path, registry: Path, worker_start: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", PROGRAM, str(bundle), str(registry), worker_start]
     return subprocess.Popen([*command, "--kv-cache-memory-bytes=67108864"], stdout=subprocess.PIPE, text=True)
+
+
+class Dying:
+    """An engine that loads `num_loads` adapters and dies of what it is asked next, which it never answers."""
+
+    def __init__(self, num_loads: int) -> None:
+        self.num_loads = num_loads
+        self.errored = False
+
+    async def add_lora(self, request: Any) -> None:
+        if not self.num_loads:
+            await self._die()
+        self.num_loads -= 1
+
+    async def remove_lora(self, lora_id: int) -> None:
+        await self._die()
+
+    async def _die(self) -> None:
+        self.errored = True
+        await asyncio.Event().wait()
+
+
+def test_what_is_asked_of_an_engine_that_dies_meanwhile_ends() -> None:
+    pytest.importorskip("vllm")
+    from meet_server.engine.adapters import Adapters
+
+    control = LiveControls().number(preference("concise"), Path("controls/concise"))
+
+    async def go() -> None:
+        with pytest.raises(EngineDied, match="the engine died while loading controls"):
+            await asyncio.wait_for(Adapters(Dying(num_loads=0), 1).load(control), 30)
+        adapters = Adapters(Dying(num_loads=1), 1)
+        await adapters.load(control)
+        await asyncio.wait_for(adapters.unload(control), 30)
+
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize("worker_start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

@@ -20,7 +20,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self.fails = False
+        self.fails = self.keeps = False
 
     async def load(self, mix: LoadedControl) -> None:
         await asyncio.sleep(0)
@@ -29,6 +29,8 @@ class FakeEngine:
         self.log.append(f"+{name(mix)}")
 
     async def remove(self, mix: LoadedControl) -> None:
+        if self.keeps:
+            raise ValueError("not now")
         self.log.append(f"-{name(mix)}")
 
 
@@ -169,6 +171,21 @@ def test_a_mix_that_is_made_after_its_control_was_retired_leaves_too() -> None:
         await world.use(0.5)
         await world.residents.settled()
         assert len(world.residents) == 1
+
+    run(go())
+
+
+def test_a_mix_that_cannot_be_removed_frees_its_controls(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(limit=1)
+
+    async def go() -> None:
+        await world.use(0.1)
+        world.engine.keeps = True
+        await world.use(0.2)  # 0.1 is to leave
+        await world.residents.settled()
+        assert "ValueError: not now" in caplog.text
+        world.engine.keeps = False
+        await asyncio.wait_for(world.retired(), 1)
 
     run(go())
 

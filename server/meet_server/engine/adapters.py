@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from meet_server.engine import releases
 from meet_server.engine.mix_path import mix_path
-from meet_server.errors import ServerError
+from meet_server.errors import EngineDied
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.live import LoadedControl
 from meet_server.registry.mixes import Residents, Uses
+
+_LOOK_S = 1.0
 
 
 class Adapters:
@@ -44,15 +47,17 @@ class Adapters:
         """Loads a control or a mix. Until then it cannot be generated with.
 
         An adapter that fails here is harmless; one that first failed while the engine steps would kill it.
-        Raises ControlRefused.
+        Raises ControlRefused, and EngineDied.
         """
         path = mix_path((part.id, strength) for part, strength in control.parts) if control.parts else control.path
         request = releases.lora_request(f"{control.name}@{control.digest}", control.id, path)
         try:
-            await self._engine.add_lora(request)
-        except Exception as error:
+            await self._answer(self._engine.add_lora(request))
+        except EngineDied:
+            raise
+        except Exception as error:  # vLLM passes on what its workers raised as bare Exceptions
             if self._engine.errored:
-                raise ServerError("the engine died while loading controls; its own messages stand above") from error
+                raise _died() from error
             raise ControlRefused(control.name, f"the engine does not load it: {error}") from error
         self._requests[control.id] = request
         self._controls[control.id] = control
@@ -94,4 +99,24 @@ class Adapters:
     async def _remove(self, control: LoadedControl) -> None:
         del self._requests[control.id], self._controls[control.id]
         if not self._engine.errored:
-            await self._engine.remove_lora(control.id)
+            with suppress(EngineDied):  # which holds nothing any more
+                await self._answer(self._engine.remove_lora(control.id))
+
+    async def _answer(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Waits for the engine to do what it was asked. Raises what it raised, and EngineDied.
+
+        vLLM (0.30 to 0.33) never ends such a call where the engine dies meanwhile; only requests are told of it.
+        """
+        asked = asyncio.create_task(call)
+        try:
+            while not asked.done():
+                await asyncio.wait([asked], timeout=_LOOK_S)
+                if self._engine.errored and not asked.done():
+                    raise _died()
+            asked.result()
+        finally:
+            asked.cancel()
+
+
+def _died() -> EngineDied:
+    return EngineDied("the engine died while loading controls; its own messages stand above")

@@ -17,7 +17,7 @@ from meet_bundle import Preference, Probe
 from meet_server.engine import releases
 from meet_server.engine.controlled_client import ControlledEngine, applying, unobserved
 from meet_server.engine.soft_prompts import prompt_ends_at
-from meet_server.errors import ServerError
+from meet_server.errors import EngineDied
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.live import LoadedControl
 
@@ -119,7 +119,7 @@ async def _log_probs(
             final = output
     except releases.engine_errors() as error:
         if engine.is_dead:
-            raise ServerError("the engine died while controls were proved; its own messages stand above") from error
+            raise EngineDied("the engine died while controls were proved; its own messages stand above") from error
         raise ControlRefused(name, f"its probe cannot be run: {error}") from error
     logprobs = final.prompt_logprobs
     return [

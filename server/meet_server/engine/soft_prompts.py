@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from meet_server.engine import releases, together
 from meet_server.engine.controlled_client import ControlledEngine, current_control
-from meet_server.errors import ServerError
+from meet_server.errors import EngineDied
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.live import FIRST_ID, LoadedControl
 
@@ -128,7 +128,7 @@ class SoftPromptEngine(ControlledEngine):
                 final = output
         except releases.engine_errors() as error:
             if self.is_dead:
-                raise ServerError("the engine died while loading controls; its own messages stand above") from error
+                raise EngineDied("the engine died while loading controls; its own messages stand above") from error
             raise ControlRefused(control.name, f"the engine does not take its virtual tokens: {error}") from error
         listed = zip(final.prompt_logprobs[1:], control.token_ids, strict=True)
         return [logprobs[token_id].logprob for logprobs, token_id in listed]

@@ -6,6 +6,7 @@ Knows the engine as two functions, and neither HTTP nor tensors. Belongs to one 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from meet_server.registry.live import LoadedControl
+
+_LOGGER = logging.getLogger(__name__)
 
 Move = Callable[[LoadedControl], Coroutine[Any, Any, None]]
 
@@ -110,7 +113,7 @@ class Residents:
     async def settled(self) -> None:
         """Waits until what was let go of has left the engine."""
         while self._moving:
-            await asyncio.gather(*self._moving)
+            await asyncio.wait(self._moving)
 
     def _begin(self, mix: LoadedControl) -> _Residence:
         for control, _ in mix.parts:
@@ -132,10 +135,17 @@ class Residents:
                 del self._by_content[content]
                 task = asyncio.create_task(self._leave(residence))
                 self._moving.add(task)
-                task.add_done_callback(self._moving.discard)
+                task.add_done_callback(self._left)
 
     async def _leave(self, residence: _Residence) -> None:
-        if not residence.failed:
-            await self._remove(residence.mix)
-        for control, _ in residence.mix.parts:
-            self._uses.end(control.id)
+        try:
+            if not residence.failed:
+                await self._remove(residence.mix)
+        finally:
+            for control, _ in residence.mix.parts:
+                self._uses.end(control.id)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._moving.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _LOGGER.error("a mix could not be taken out of the engine", exc_info=error)
