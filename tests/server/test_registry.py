@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from controls import renamed
+from controls import control_files, sealed
 
 from meet_bundle import Bundle, Preference, open_bundle
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.changing import EngineDoor, Registry
 from meet_server.registry.live import LiveControls, LoadedControl
-from meet_server.registry.record import Files
+from meet_server.registry.record import RECORD, ControlRecord, Files
 from meet_server.registry.store import Store
 
 
@@ -65,16 +66,23 @@ def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(coroutine)
 
 
-def described(opened: Bundle, name: str, text: str, source: str = "concise") -> Files:
-    """A control of a name, told apart by its description."""
-    return renamed(opened, source, name, description=text)
+def control(opened: Bundle, name: str, text: str, source: str = "concise") -> Files:
+    """A control of that name. Its description and its digest are told apart by the text."""
+    files = {**control_files(opened, source), "README.md": text.encode()}
+    fields = {"name": name, "aliases": (), "opposite": None, "description": text}
+    preference = opened.manifest.preference(source).model_copy(update=fields)
+    return sealed(preference, files, opened.manifest.model_digest)
+
+
+def digest(files: Files) -> str:
+    return ControlRecord.model_validate_json(files[RECORD]).preference.digest
 
 
 def test_closing_waits_for_what_leaves_and_not_for_ever(opened: Bundle, tmp_path: Path) -> None:
     async def closed(*, leaves: bool) -> tuple[float, int]:
         world = World(opened, tmp_path / str(leaves))
         await world.registry.start()
-        await world.registry.add(described(opened, "polite", "one"))
+        await world.registry.add(control(opened, "polite", "one"))
         world.engine.free.clear()
         await world.registry.remove("polite")
         if leaves:
@@ -87,3 +95,62 @@ def test_closing_waits_for_what_leaves_and_not_for_ever(opened: Bundle, tmp_path
     assert (took_s < 10, num_held) == (True, 2)
     took_s, num_held = run(closed(leaves=False))
     assert (took_s < 10, num_held) == (True, 3)
+
+
+class TestAfterARestart:
+    """A fresh process that refuses some of what the registry has."""
+
+    def restarted(self, opened: Bundle, folder: Path, *refused: str) -> World:
+        engine = FakeEngine()
+        engine.refuses = set(refused)
+        world = World(opened, folder, engine)
+
+        async def start() -> None:
+            await world.registry.start()
+            await world.registry.close()  # what was refused has left
+
+        run(start())
+        return world
+
+    def test_the_bundles_own_control_is_served_in_place_of_its_revision(self, opened: Bundle, tmp_path: Path) -> None:
+        own = opened.manifest.preference("concise").digest
+        new = control(opened, "concise", "new")
+
+        async def before() -> None:
+            world = World(opened, tmp_path)
+            await world.registry.start()
+            await world.registry.update("concise", new)
+            assert world.served["concise"] == digest(new)
+
+        run(before())
+        world = self.restarted(opened, tmp_path, digest(new))
+        assert world.served["concise"] == own
+        assert world.registry.entry("concise") == (0, 1)
+        assert sorted(world.engine.held.values()) == sorted(world.served.values())
+
+    def test_the_default_can_be_served_by_its_own_control(self, opened: Bundle, tmp_path: Path) -> None:
+        manifest = opened.manifest.model_copy(update={"default": "concise"})
+        bundle = replace(opened, manifest=manifest)
+        self.test_the_bundles_own_control_is_served_in_place_of_its_revision(bundle, tmp_path)
+        new = digest(control(opened, "concise", "new"))
+        with pytest.raises(ControlRefused, match="control concise: it does not reproduce its probe"):
+            self.restarted(bundle, tmp_path, new, manifest.preference("concise").digest)
+
+    def test_the_newest_of_the_older_revisions_that_is_not_refused(self, opened: Bundle, tmp_path: Path) -> None:
+        revisions = [control(opened, "polite", text) for text in ("one", "two", "three", "four")]
+
+        async def before() -> None:
+            world = World(opened, tmp_path)
+            await world.registry.start()
+            await world.registry.add(revisions[0])
+            for files in revisions[1:]:
+                await world.registry.update("polite", files)
+            await world.registry.change("polite", {"revision": 3})
+
+        run(before())
+        one, two, three, _ = map(digest, revisions)
+        assert self.restarted(opened, tmp_path, three).served["polite"] == two
+        assert self.restarted(opened, tmp_path, two, three).served["polite"] == one
+        none = self.restarted(opened, tmp_path, one, two, three)
+        assert list(none.served) == ["concise", "detailed"]
+        assert len(none.engine.held) == 2

@@ -21,7 +21,7 @@ from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.registry.record import RECORD, Files, read_record
 from meet_server.registry.soft_prompt_admission import check_soft_prompt_files
-from meet_server.registry.state import State, added, changed, effective, removed, updated
+from meet_server.registry.state import State, added, changed, effective, former, removed, updated
 from meet_server.registry.store import Stamp, Store
 
 _FOLLOW_S = 1.0
@@ -153,23 +153,48 @@ class Registry:
             await self._serve(await asyncio.to_thread(self._store.read), {})
 
     async def _serve(self, state: State, ready: dict[str, LoadedControl]) -> None:
-        """Makes what the state says what is served. What the engine refuses stays as it was, and is reported."""
-        missing = [each for each in self._missing(self._effective(state), state) if each[0].name not in ready]
-        own = [each for each in missing if state.entry(each[0].name).content is None]
-        ready = ready | await self._proved(own)
-        for each in missing:
-            if each in own:
-                continue
-            name = each[0].name
+        """Makes what the state says what is served. What the engine refuses stays as it was, and is reported.
+
+        Where that cannot be, lets go of what is ready.
+        """
+        try:
+            missing = [each for each in self._missing(self._effective(state), state) if each[0].name not in ready]
+            own = [each for each in missing if state.entry(each[0].name).content is None]
+            ready = ready | await self._proved(own)
+            for each in missing:
+                if each in own:
+                    continue
+                try:
+                    ready |= await self._proved([each])
+                except ControlRefused as error:
+                    _LOGGER.error("%s of the registry is not served: %s", each[0].name, error)
+                    state, instead = await self._instead(state, each[0].name)
+                    ready |= instead
+            manifest = self._effective(state)
+        except BaseException:
+            for control in ready.values():
+                self._let_go(control)
+            raise
+        self._put(manifest, state, ready)
+
+    async def _instead(self, state: State, name: str) -> tuple[State, dict[str, LoadedControl]]:
+        """The state with what is served in place of a revision that the engine refuses, and what that has loaded.
+
+        It is what was served before; after a restart, the newest of the older revisions that the engine takes; or
+        nothing. Raises ControlRefused or RequestError where that would leave the bundle without its default.
+        """
+        if self._live.get(name) is not None:
+            return state.as_if(name, self._state.entries.get(name)), {}
+        for older in former(state, self._bundle.manifest, name):
+            number = older.entry(name).current
             try:
-                ready |= await self._proved([each])
-            except ControlRefused as error:
-                _LOGGER.error("%s of the registry is not served: %s", name, error)
-                before = self._state.entries.get(name)
-                unserved = state.entry(name).model_copy(update={"enabled": False})
-                kept = before if self._live.get(name) is not None else unserved
-                state = state.but(name, kept).model_copy(update={"generation": state.generation})
-        self._put(self._effective(state), state, ready)
+                missing = [each for each in self._missing(self._effective(older), older) if each[0].name == name]
+                return older, await self._proved(missing)
+            except (ControlRefused, RequestError) as error:
+                if number == 0 and name == self._bundle.manifest.default:
+                    raise
+                _LOGGER.error("revision %d of %s is not served in its place: %s", number, name, error)
+        return state.as_if(name, state.entry(name).model_copy(update={"enabled": False})), {}
 
     def _put(self, manifest: Manifest, state: State, ready: dict[str, LoadedControl]) -> None:
         names = {preference.name for preference in manifest.preferences}

@@ -70,6 +70,10 @@ class State(_Part):
         entries = {**self.entries, name: entry} if entry else {k: v for k, v in self.entries.items() if k != name}
         return State(generation=self.generation + 1, entries=entries)
 
+    def as_if(self, name: str, entry: Entry | None) -> State:
+        """The same generation with this preference otherwise: where what was committed cannot be served."""
+        return self.but(name, entry).model_copy(update={"generation": self.generation})
+
 
 def added(state: State, manifest: Manifest, name: str, content: str) -> State:
     """With a preference that was not there. Raises RequestError `preference_exists`."""
@@ -111,6 +115,14 @@ def removed(state: State, manifest: Manifest, name: str) -> State:
     entry = _existing(state, manifest, name)
     _check_not_default(manifest, name)
     return state.but(name, Entry(removed=True, last=entry.last))
+
+
+def former(state: State, manifest: Manifest, name: str) -> list[State]:
+    """The state as if an older revision of a preference were served: each of them, the newest first."""
+    entry = state.entry(name)
+    numbers = [r.number for r in entry.revisions] + ([0] if any(p.name == name for p in manifest.preferences) else [])
+    older = sorted((number for number in numbers if number < entry.current), reverse=True)
+    return [state.as_if(name, entry.model_copy(update={"current": number})) for number in older]
 
 
 def effective(manifest: Manifest, state: State, record: Record) -> Manifest:
