@@ -114,6 +114,7 @@ async def serving(
             unregister()
             for task in background:
                 task.cancel()
+            await asyncio.wait(background)
             await registry.close()
 
 
@@ -121,10 +122,14 @@ async def watch(engine: ControlledEngine, settings: Settings) -> None:
     """Ends an engine that does not answer, so that requests under way get an error and `run` sees that it is dead."""
     while not engine.is_dead:
         await asyncio.sleep(min(10, settings.engine_timeout_s / 2))
-        if not await engine.answers(settings.engine_timeout_s):
+        try:
+            if await engine.answers(settings.engine_timeout_s) or engine.is_dead:
+                continue
             _LOGGER.error("the engine has not answered for %g s, and is ended", settings.engine_timeout_s)
             engine.kill()
             return
+        except Exception:  # whatever it is, an engine that hangs later is still to be found out
+            _LOGGER.exception("the engine could not be asked whether it hangs")
 
 
 def gauges(engine: ControlledEngine, live: LiveControls, queue: FairQueue) -> Iterator[tuple[str, str, float]]:

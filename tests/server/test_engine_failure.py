@@ -24,11 +24,13 @@ from controls import renamed
 from example_manifest import preference
 
 from meet_bundle import open_bundle
+from meet_server.app import watch
 from meet_server.errors import EngineDied
 from meet_server.registry.changing import commit
 from meet_server.registry.live import LiveControls
 from meet_server.registry.state import added
 from meet_server.registry.store import Store
+from meet_server.settings import Settings
 
 PROGRAM = """
 import sys
@@ -92,6 +94,31 @@ def test_what_is_asked_of_an_engine_that_dies_meanwhile_ends() -> None:
         await asyncio.wait_for(adapters.unload(control), 30)
 
     asyncio.run(go())
+
+
+class Hanging:
+    """An engine that answers with an error twice, and then no more."""
+
+    def __init__(self) -> None:
+        self.num_asked = 0
+        self.is_dead = False
+
+    async def answers(self, timeout_s: float) -> bool:
+        self.num_asked += 1
+        if self.num_asked < 3:
+            raise RuntimeError("what is sleeping?")
+        return False
+
+    def kill(self) -> None:
+        self.is_dead = True
+
+
+def test_an_answer_that_is_an_error_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
+    engine: Any = Hanging()
+    settings = Settings(bundle=Path("x"), engine_timeout_s=0.01)
+    asyncio.run(asyncio.wait_for(watch(engine, settings), 30))
+    assert (engine.num_asked, engine.is_dead) == (3, True)
+    assert caplog.text.count("RuntimeError: what is sleeping?") == 2
 
 
 @pytest.mark.parametrize("worker_start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from controls import control_files, sealed
+from test_batching import until
 
 from meet_bundle import Bundle, Preference, open_bundle
+from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.changing import EngineDoor, Registry
 from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.registry.record import RECORD, ControlRecord, Files
+from meet_server.registry.state import State, changed
 from meet_server.registry.store import Store
 
 
@@ -51,8 +54,10 @@ class FakeEngine:
 class World:
     """One process's registry on an engine of its own."""
 
-    def __init__(self, opened: Bundle, folder: Path, engine: FakeEngine | None = None) -> None:
-        self.engine, self.store, self.live = engine or FakeEngine(), Store(folder), LiveControls()
+    def __init__(
+        self, opened: Bundle, folder: Path, engine: FakeEngine | None = None, store: Store | None = None
+    ) -> None:
+        self.engine, self.store, self.live = engine or FakeEngine(), store or Store(folder), LiveControls()
         self.catalogue = Catalogue(opened.manifest)
         door = EngineDoor(load=self.engine.load, unload=self.engine.unload, prove=self.engine.prove)
         self.registry = Registry(opened, self.store, self.catalogue, self.live, door)
@@ -95,6 +100,70 @@ def test_closing_waits_for_what_leaves_and_not_for_ever(opened: Bundle, tmp_path
     assert (took_s < 10, num_held) == (True, 2)
     took_s, num_held = run(closed(leaves=False))
     assert (took_s < 10, num_held) == (True, 3)
+
+
+class Interrupted(Store):
+    """One whose reading fails now and then, and after which another process commits."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.failures: list[Exception] = []
+        self.following: list[Callable[[State], State]] = []
+        self._other = Store(folder)
+
+    def read(self) -> State:
+        if self.failures:
+            raise self.failures.pop()
+        return super().read()
+
+    def update(self, change: Callable[[State], State]) -> State:
+        state = super().update(change)
+        while self.following:
+            self._other.update(self.following.pop())
+        return state
+
+
+class TestFollowing:
+    """What other processes commit is taken up, whatever went wrong meanwhile."""
+
+    async def until_described(self, world: World, name: str, text: str) -> None:
+        following = asyncio.create_task(world.registry.follow(every_s=0.001))
+        try:
+            await until(lambda: world.catalogue.manifest.preference(name).description == text)
+        finally:
+            following.cancel()
+
+    @pytest.mark.parametrize("error", [ServerError("not now"), OSError("not now"), KeyError("not now")])
+    def test_what_could_not_be_taken_up_is_tried_again(
+        self, opened: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+    ) -> None:
+        store, other = Interrupted(tmp_path), Store(tmp_path)
+        world = World(opened, tmp_path, store=store)
+
+        async def go() -> None:
+            await world.registry.start()
+            store.failures = [error] * 2
+            other.update(lambda state: changed(state, opened.manifest, "concise", {"description": "x"}))
+            await self.until_described(world, "concise", "x")
+
+        run(go())
+        assert caplog.text.count("preferences are left as they were") == 2
+        assert ("Traceback" in caplog.text) == (not isinstance(error, ServerError))
+
+    def test_what_is_committed_right_after_a_change_is_not_counted_as_seen(
+        self, opened: Bundle, tmp_path: Path
+    ) -> None:
+        store = Interrupted(tmp_path)
+        world = World(opened, tmp_path, store=store)
+
+        async def go() -> None:
+            await world.registry.start()
+            store.following = [lambda state: changed(state, opened.manifest, "detailed", {"description": "y"})]
+            await world.registry.change("concise", {"description": "x"})
+            await self.until_described(world, "detailed", "y")
+            assert world.catalogue.manifest.preference("concise").description == "x"
+
+        run(go())
 
 
 class TestAfterARestart:

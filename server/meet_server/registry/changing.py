@@ -24,7 +24,7 @@ from meet_server.registry.soft_prompt_admission import check_soft_prompt_files
 from meet_server.registry.state import State, added, changed, effective, former, removed, updated
 from meet_server.registry.store import Stamp, Store
 
-_FOLLOW_S = 1.0
+_MAX_WAIT = 16  # times as long as usual, between tries to take up what could not be
 _LOGGER = logging.getLogger(__name__)
 
 Change = Callable[[State], State]
@@ -62,15 +62,22 @@ class Registry:
         async with self._lock:
             await self._catch_up(always=True)
 
-    async def follow(self) -> None:
-        """Takes up what other processes change, until it is cancelled."""
+    async def follow(self, every_s: float = 1) -> None:
+        """Takes up what other processes change, until it is cancelled. What cannot be taken up is tried again."""
+        wait_s = every_s
         while True:
-            await asyncio.sleep(_FOLLOW_S)
-            async with self._lock:
-                try:
+            await asyncio.sleep(wait_s)
+            try:
+                async with self._lock:
                     await self._catch_up()
-                except ServerError as error:
-                    _LOGGER.error("preferences are left as they were: %s", error)
+            except ServerError as error:
+                _LOGGER.error("preferences are left as they were: %s", error)
+            except Exception:  # whatever it is, later changes are still to be taken up
+                _LOGGER.exception("preferences are left as they were")
+            else:
+                wait_s = every_s
+                continue
+            wait_s = min(2 * wait_s, _MAX_WAIT * every_s)
 
     async def close(self, timeout_s: float = 10) -> None:
         """Waits until what was let go of has left the engine, though no longer than so many seconds.
@@ -143,14 +150,14 @@ class Registry:
             for control in ready.values():
                 self._let_go(control)
             raise
-        self._stamp = self._store.stamp()
         await self._serve(state, ready)
+        self._stamp = self._store.written
 
     async def _catch_up(self, *, always: bool = False) -> None:
         stamp = self._store.stamp()
         if always or stamp != self._stamp:
-            self._stamp = stamp
             await self._serve(await asyncio.to_thread(self._store.read), {})
+            self._stamp = stamp
 
     async def _serve(self, state: State, ready: dict[str, LoadedControl]) -> None:
         """Makes what the state says what is served. What the engine refuses stays as it was, and is reported.

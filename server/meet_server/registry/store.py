@@ -45,6 +45,8 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._held: dict[str, int] = {}  # contents that this process uses, each an open folder with a shared lock
+        self.written: Stamp = None
+        """The stamp of the state that `update` put in place last, whatever others have committed since."""
 
     def read(self) -> State:
         """The state as it was last committed. Raises ServerError where it cannot be read."""
@@ -74,6 +76,7 @@ class Store:
         with self._writing():
             state = change(self.read())
             write_atomically(self._folder / STATE, (state.model_dump_json(indent=1) + "\n").encode())
+            self.written = self.stamp()
             self._tidy(state)
         return state
 
@@ -121,11 +124,23 @@ class Store:
         check_whole(preference, files)
 
     def hold(self, content: str) -> None:
-        """Keeps a content where it is until this process ends: an engine reads its files again when it likes."""
-        if content not in self._held:
-            handle = os.open(self.folder(content), os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_SH)
-            self._held[content] = handle
+        """Keeps a content where it is until this process ends: an engine reads its files again when it likes.
+
+        Raises ServerError where it is missing.
+        """
+        if content in self._held:
+            return
+        folder = self.folder(content)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            except OSError:
+                os.close(handle)
+                raise
+        except OSError as error:
+            raise ServerError(f"registry content {folder} cannot be held: {error.strerror}") from None
+        self._held[content] = handle
 
     def close(self) -> None:
         """Lets go of all contents."""
