@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,51 @@ def test_a_failure_reaches_all_who_wait_and_the_next_tries_again() -> None:
 
     run(go())
     assert world.engine.log == ["+0.5"]
+
+
+def test_mixes_that_fail_to_load_free_their_controls() -> None:
+    world = World()
+
+    async def go() -> None:
+        world.engine.fails = True
+        for _ in range(3):
+            await asyncio.gather(*(world.use(0.5) for _ in range(2)), return_exceptions=True)
+        left = asyncio.create_task(world.use(0.6))
+        await asyncio.sleep(0)
+        left.cancel()  # nobody waits for it any more when it fails
+        await asyncio.wait([left])
+        await asyncio.sleep(0.01)
+        assert len(world.residents) == 0
+        await asyncio.wait_for(world.retired(), 1)
+
+    run(go())
+
+
+class Unloading:
+    """vLLM's engine client, with workers that load nothing."""
+
+    errored = False
+
+    async def add_lora(self, request: Any) -> None:
+        raise Exception("no room for rank 16")
+
+
+def test_a_mix_that_the_engine_does_not_load_is_the_clients_to_know() -> None:
+    pytest.importorskip("vllm")
+    from vllm.exceptions import VLLMValidationError
+
+    from meet_server.engine.controlled_client import ControlledEngine
+
+    engine, mix = ControlledEngine(Unloading()), World().mix(0.5)
+
+    async def go() -> None:
+        with engine.applying(mix):
+            outputs = engine.generate({}, SimpleNamespace(extra_args=None), "1")
+        await anext(outputs)
+
+    with pytest.raises(VLLMValidationError, match="the engine does not load it: no room for rank 16") as caught:
+        run(go())
+    assert caught.value.parameter == "preference"
 
 
 def test_one_who_leaves_while_it_loads_takes_only_itself_away() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from meet_server.engine import releases, together
 from meet_server.engine.adapters import Adapters
 from meet_server.engine.observing import Observe, label_of, observed
+from meet_server.registry.admission import ControlRefused
 from meet_server.registry.live import FIRST_ID, LoadedControl
 
 _CONTROL: ContextVar[LoadedControl | None] = ContextVar("meet_control", default=None)
@@ -162,11 +163,19 @@ class ControlledEngine:
     async def _generate_mixed(
         self, mix: LoadedControl, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """Loads the mix if it is not there, and holds it until this request of the engine ends, however it ends."""
-        async with self.adapters.mixes.using(mix) as resident:
-            adapter = self.adapters[resident.id]
-            async for each in self._engine.generate(prompt, sampling_params, request_id, lora_request=adapter, **rest):
-                yield each
+        """Loads the mix if it is not there, and holds it until this request of the engine ends, however it ends.
+
+        Raises vLLM's validation error where the engine does not load it.
+        """
+        try:
+            async with self.adapters.mixes.using(mix) as resident:
+                adapter = self.adapters[resident.id]
+                async for each in self._engine.generate(
+                    prompt, sampling_params, request_id, lora_request=adapter, **rest
+                ):
+                    yield each
+        except ControlRefused as error:
+            raise releases.bad_request(str(error), "preference") from error
 
 
 def list_models(models: Any, names: list[str], controls: Iterator[LoadedControl]) -> None:

@@ -118,19 +118,26 @@ class Residents:
     def _begin(self, mix: LoadedControl) -> _Residence:
         for control, _ in mix.parts:
             self._uses.begin(control.id)
-        loading = asyncio.create_task(self._load(mix))
-        loading.add_done_callback(lambda _: self._tidy())
-        return _Residence(mix, loading)
+        residence = _Residence(mix, asyncio.create_task(self._load(mix)))
+        residence.loading.add_done_callback(lambda _: self._loaded(residence))
+        return residence
+
+    def _loaded(self, residence: _Residence) -> None:
+        if residence.failed:
+            if self._by_content.get(residence.mix.digest) is residence:
+                del self._by_content[residence.mix.digest]
+            self._end_uses(residence)
+        self._tidy()
 
     def _tidy(self) -> None:
-        """Lets go of what was retired or did not load, and of the least recently used beyond the limit."""
+        """Lets go of what was retired, and of the least recently used beyond the limit."""
         if len(self._by_content) <= self.limit and not self._retired:
             return
         for content, residence in list(self._by_content.items()):
             over = len(self._by_content) > self.limit
             if not (over or self._retired):
                 break
-            unused = residence.loading.done() and not residence.num_users
+            unused = residence.loading.done() and not residence.failed and not residence.num_users
             if unused and (over or not self._retired.isdisjoint(control.id for control, _ in residence.mix.parts)):
                 del self._by_content[content]
                 task = asyncio.create_task(self._leave(residence))
@@ -139,11 +146,13 @@ class Residents:
 
     async def _leave(self, residence: _Residence) -> None:
         try:
-            if not residence.failed:
-                await self._remove(residence.mix)
+            await self._remove(residence.mix)
         finally:
-            for control, _ in residence.mix.parts:
-                self._uses.end(control.id)
+            self._end_uses(residence)
+
+    def _end_uses(self, residence: _Residence) -> None:
+        for control, _ in residence.mix.parts:
+            self._uses.end(control.id)
 
     def _left(self, task: asyncio.Task[None]) -> None:
         self._moving.discard(task)
