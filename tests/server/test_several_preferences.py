@@ -231,6 +231,16 @@ def test_models_that_are_not_ours_are_left_for_vllm() -> None:
     assert app.bodies == [{"preferences": ["formal"], "model": "other"}]
 
 
+def test_signs_of_life_pass_and_events_without_data_do_not() -> None:
+    merging = MergingStream([("a", 0), ("b", 1)])
+    assert merging.take(1, b": keep-alive\n\nevent: ping\n\ndata:\n\n: keep") == b": keep-alive\n\n"
+    event = b'data: {"choices":[{"index":0%b}],"id":"x","created":1}\n\n'
+    assert merging.take(0, event % b"") == event % b',"preference":"a"'
+    assert merging.take(1, b"-alive\n\n") == b": keep-alive\n\n"
+    assert merging.take(0, b'data: {"error":{}}\n\n') == b'data: {"error":{}}\n\n'
+    assert merging.take(1, b": keep-alive\n\n") == b""
+
+
 def test_usage_as_it_grows() -> None:
     merging = MergingStream([("a", 0), ("b", 1)])
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 DONE = b"data: [DONE]\n\n"
-_DATA = b"data:"
+_DATA, _COMMENT = b"data:", b":"
 
 Place = tuple[str, int]
 """The preference of one reply's choices, and the index of the first of them."""
@@ -69,8 +69,13 @@ class MergingStream:
         return _event({**self._closing, "usage": merged_usage(self._usages)}) + DONE
 
     def _event(self, reply: int, event: bytes) -> bytes:
-        data = event.strip().removeprefix(_DATA).strip()
-        if self.failed or not data or data == b"[DONE]":
+        event = event.strip()
+        if self.failed:
+            return b""
+        if event.startswith(_COMMENT):
+            return event + b"\n\n"  # vLLM's sign of life, which clients skip
+        data = event.removeprefix(_DATA).strip() if event.startswith(_DATA) else b""
+        if data in (b"", b"[DONE]"):
             return b""
         piece = json.loads(data)
         if "error" in piece:
