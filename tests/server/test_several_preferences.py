@@ -20,6 +20,7 @@ from test_batching import until
 from meet_server.access.fair_queue import FairQueue
 from meet_server.http.merging import MergingStream, merged_usage
 from meet_server.http.preference_field import PreferenceField
+from meet_server.http.several_preferences import num_choices
 from meet_server.http.turns import Turns
 from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.live import LiveControls, LoadedControl
@@ -46,7 +47,7 @@ class App:
 
     async def plain(self, name: str, body: Any) -> AsyncIterator[bytes | None]:
         if not body.get("stream"):
-            choices = [{"index": i, "message": {"content": name}} for i in range(body.get("n", 1))]
+            choices = [{"index": i, "message": {"content": name}} for i in range(int(body.get("n", 1)))]
             yield json.dumps({"id": name, "choices": choices, "usage": USAGE}).encode()
             return
         for piece in ("a", "b"):
@@ -134,10 +135,30 @@ def test_one_choice_per_entry_in_their_order() -> None:
     assert app.bodies == [{"model": "tiny"}] * 4
 
 
-def test_n_is_for_each_entry() -> None:
-    reply = Wrapped(App()).post({"preferences": ["formal", None], "n": 2})
+@pytest.mark.parametrize("n", [2, 2.0, "2"])
+def test_n_is_for_each_entry(n: object) -> None:
+    reply = Wrapped(App()).post({"preferences": ["formal", None], "n": n})
     placed = [(c["index"], c["preference"]) for c in reply.json()["choices"]]
     assert placed == [(0, "formal=1"), (1, "formal=1"), (2, "none"), (3, "none")]
+
+
+@pytest.mark.parametrize(
+    ("body", "num"),
+    [
+        ({}, 1),
+        ({"n": None}, 1),
+        ({"n": "3"}, 3),
+        ({"n": 3.0, "prompt": ["a", "b"]}, 6),
+        ({"n": True, "prompt": [1, 2]}, 1),
+        ({"n": 2.5}, 1),
+        ({"n": "x"}, 1),
+        ({"n": [2]}, 1),
+        ({"n": -2}, 1),
+        ({"n": float("inf")}, 1),
+    ],
+)
+def test_choices_are_counted_as_vllm_reads_n(body: dict[str, Any], num: int) -> None:
+    assert num_choices(body) == num
 
 
 def test_streams_are_interleaved_and_end_once() -> None:

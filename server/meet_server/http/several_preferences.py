@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,7 @@ FIELD = "preferences"
 # Each is a request to the engine; more than this is what several requests are for.
 MAX_ENTRIES = 16
 
+_INT = TypeAdapter(int)  # as vLLM's models read one: 2.0 and "2" too
 _CLIENT = -1
 _WAITING = 64  # messages that wait to be sent before replies are held up
 _GRACE_S = 10
@@ -186,9 +188,13 @@ class SeveralReplies:
 
 def num_choices(request: dict[str, Any]) -> int:
     """Choices of one entry. What vLLM will refuse counts as one."""
-    n, prompt = request.get("n"), request.get("prompt")
+    prompt = request.get("prompt")
     prompts = len(prompt) if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list) else 1
-    return prompts * (n if isinstance(n, int) and n > 0 else 1)
+    try:
+        n = _INT.validate_python(request.get("n"))
+    except ValidationError:
+        n = 1
+    return prompts * max(1, n)
 
 
 def _start(start: Message, length: int | None) -> Message:
