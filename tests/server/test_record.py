@@ -90,6 +90,21 @@ def test_archives_that_are_refused(data: bytes, words: str) -> None:
     assert caught.value.code == "invalid_upload"
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_whatever_byte_is_damaged_it_is_refused_or_does_not_matter(compression: int) -> None:
+    whole = archive(("README.md", bytes(range(256)) * 2), compression=compression)
+    num_refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        try:
+            unpack(bytes(damaged), MAX)
+        except RequestError as error:
+            assert error.code == "invalid_upload"
+            num_refused += 1
+    assert num_refused > len(whole) / 2
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_the_same_name_twice() -> None:
     with pytest.raises(RequestError, match="twice"):

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import stat
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +30,10 @@ ALLOWED = frozenset(
     {RECORD, "adapter_config.json", "adapter_model.safetensors", "soft_prompt.safetensors", "README.md"}
 )
 _MAX_TEXT_BYTES = 4 << 20  # of everything but tensors
+# What `zipfile` and the decompressors raise for what was damaged on its way, or made to be.
+_UNREADABLE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError, ValueError
+)  # fmt: skip
 
 Files = dict[str, bytes]
 """Contents by name, all of them in `ALLOWED`."""
@@ -87,7 +93,7 @@ def unpack(data: bytes, max_bytes: int) -> Files:
                 with archive.open(entry) as file:
                     files[entry.filename] = file.read(entry.file_size + 1)
                 _check_size(entry.filename, len(files[entry.filename]), entry.file_size)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise _invalid(f"it is no zip archive that can be read: {str(error)[:200]}") from None
     return files
 
