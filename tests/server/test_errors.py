@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 import meet_server
-from meet_server.errors import RequestError
+from meet_server.errors import EngineDied, RequestError, ServerError
 from meet_server.http.errors import STATUSES, error_response
+from meet_server.http.preference_changes import change_router
+from meet_server.registry.admission import ControlRefused
 
 RAISED = re.compile(r'RequestError\(\s*"([a-z_]+)"')
 
@@ -31,3 +37,33 @@ def test_body(code: str) -> None:
         "param": "preference",
         "code": code,
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (RequestError("label_taken", "no"), 409, "label_taken"),
+        (ControlRefused("concise", "no"), 400, "control_refused"),
+        (EngineDied("no"), 503, "engine_dead"),
+        (ServerError("no"), 500, "registry_failed"),
+    ],
+)
+def test_what_keeps_a_preference_from_being_changed_has_a_code(error: ServerError, status: int, code: str) -> None:
+    class Registry:
+        async def change(self, name: str, fields: object) -> None:
+            raise error
+
+        async def remove(self, name: str) -> None:
+            raise error
+
+    registry: Any = Registry()
+    app = FastAPI()
+    app.include_router(change_router(registry, lambda name: None, 1 << 20))
+
+    async def ask(method: str, **options: Any) -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            return await client.request(method, "/v1/preferences/concise", **options)
+
+    for reply in (asyncio.run(ask("DELETE")), asyncio.run(ask("PATCH", json={"enabled": False}))):
+        assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+        assert "no" in reply.json()["error"]["message"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +70,28 @@ def test_a_state_that_cannot_be_read_is_one_line(tmp_path: Path, damage: str) ->
         Store(tmp_path).read()
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_file_system_does_not_do_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "registry")
+    content = store.keep(control("polite", "a"))
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (
+        lambda: store.keep(control("polite", "b")),
+        lambda: store.update(lambda s: added(s, BUNDLE, "polite", content)),
+    ):
+        with pytest.raises(ServerError, match=r"registry .*registry cannot be written: No space left on device"):
+            write()
+    assert store.read() == State()
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerError, match="cannot be written"):
+        Store(tmp_path / "file").keep(control("polite", "a"))
+    with pytest.raises(ServerError, match="cannot be held"):
+        Store(tmp_path / "registry").hold("0" * 64)
 
 
 def test_altered_contents_are_seen(tmp_path: Path) -> None:

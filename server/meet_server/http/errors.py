@@ -39,6 +39,7 @@ STATUSES: dict[str, int] = {
     "too_many_requests": 429,
     "overloaded": 429,
     "headers_too_large": 431,
+    "registry_failed": 500,
     "engine_dead": 503,
     "draining": 503,
     "replica_lost": 503,

@@ -10,6 +10,7 @@ An answer is sent once the change is on disk and in force.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
-from meet_server.errors import RequestError
+from meet_server.errors import EngineDied, RequestError, ServerError
 from meet_server.http.body import Disconnected, read_body
 from meet_server.http.errors import error_response
 from meet_server.http.preference_routes import PreferenceCard
@@ -27,6 +28,7 @@ from meet_server.registry.record import Files, unpack
 
 ARCHIVE = "application/zip"
 _MAX_JSON_BYTES = 64 << 10
+_LOGGER = logging.getLogger(__name__)
 
 Shown = Callable[[str], PreferenceCard | None]
 """The card of a preference as `GET` shows it, or None where it is disabled."""
@@ -54,10 +56,8 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
     async def answered(change: Awaitable[str], status: int) -> JSONResponse:
         try:
             name = await change
-        except ControlRefused as error:
-            return error_response(RequestError("control_refused", str(error)))
-        except RequestError as error:
-            return error_response(error)
+        except ServerError as error:
+            return error_response(_told(error))
         except Disconnected:
             return JSONResponse({}, status_code=499)  # nobody reads it
         revision, generation = registry.entry(name)
@@ -92,11 +92,23 @@ def change_router(registry: Registry, shown: Shown, max_upload_bytes: int) -> AP
         """Remove it."""
         try:
             await registry.remove(name)
-        except RequestError as error:
-            return error_response(error)
+        except ServerError as error:
+            return error_response(_told(error))
         return JSONResponse({"id": name, "object": "preference", "deleted": True})
 
     return router
+
+
+def _told(error: ServerError) -> RequestError:
+    """What the admin is told."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, ControlRefused):
+        return RequestError("control_refused", str(error))
+    if isinstance(error, EngineDied):
+        return RequestError("engine_dead", str(error))
+    _LOGGER.error("a change of preferences failed: %s", error)
+    return RequestError("registry_failed", str(error))
 
 
 def _takes(content: dict[str, Any]) -> dict[str, Any]:

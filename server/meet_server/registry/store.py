@@ -72,7 +72,10 @@ class Store:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def update(self, change: Callable[[State], State]) -> State:
-        """Commits what `change` makes of the state, which may raise, and returns it once it is on disk."""
+        """Commits what `change` makes of the state, which may raise, and returns it once it is on disk.
+
+        Raises ServerError where it cannot be read or written.
+        """
         with self._writing():
             state = change(self.read())
             write_atomically(self._folder / STATE, (state.model_dump_json(indent=1) + "\n").encode())
@@ -83,7 +86,7 @@ class Store:
     def keep(self, files: Mapping[str, bytes]) -> str:
         """Writes a checked content, `preference.json` and the control's files, and returns its name.
 
-        It stays at least as long as this process lives.
+        It stays at least as long as this process lives. Raises ServerError where it cannot be written.
         """
         name = hashlib.sha256(files[RECORD]).hexdigest()
         with self._writing():
@@ -149,16 +152,17 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        """Takes the turn of who writes. Raises ServerError for whatever the file system does not do meanwhile."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(handle)
         except OSError as error:
             raise ServerError(f"registry {self._folder} cannot be written: {error.strerror}") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
     def _tidy(self, state: State) -> None:
         """Removes contents that nothing names and no process holds, and what killed writers left."""
