@@ -37,8 +37,9 @@ from meet_server.lifecycle import Lifecycle
 from meet_server.metrics import Metrics
 from meet_server.registry.admission import check_lora, model_shapes
 from meet_server.registry.catalogue import Catalogue
-from meet_server.registry.changing import EngineDoor, Registry
+from meet_server.registry.changing import Registry
 from meet_server.registry.live import LiveControls
+from meet_server.registry.loading import EngineDoor
 from meet_server.registry.soft_prompt_admission import check_soft_prompts
 from meet_server.registry.soft_prompts import LiveSoftPrompts
 from meet_server.registry.store import Store, beside

@@ -13,7 +13,7 @@ from controls import control_files, renamed, sealed
 
 from meet_bundle import Bundle, open_bundle
 from meet_server.errors import MeetError, RequestError
-from meet_server.registry.changing import check
+from meet_server.registry.checking import check
 from meet_server.registry.record import RECORD, files_in, files_of, pack, unpack
 
 MAX = 1 << 20

@@ -14,13 +14,14 @@ from controls import control_files, sealed
 from test_batching import until
 
 from meet_bundle import Bundle, Preference, open_bundle
-from meet_server.errors import ServerError
+from meet_server.errors import RequestError, ServerError
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.catalogue import Catalogue
-from meet_server.registry.changing import EngineDoor, Registry
+from meet_server.registry.changing import Registry
 from meet_server.registry.live import LiveControls, LoadedControl
+from meet_server.registry.loading import EngineDoor
 from meet_server.registry.record import RECORD, ControlRecord, Files
-from meet_server.registry.state import State, changed
+from meet_server.registry.state import MAX_REVISIONS, State, changed
 from meet_server.registry.store import Store
 
 
@@ -100,6 +101,68 @@ def test_closing_waits_for_what_leaves_and_not_for_ever(opened: Bundle, tmp_path
     assert (took_s < 10, num_held) == (True, 2)
     took_s, num_held = run(closed(leaves=False))
     assert (took_s < 10, num_held) == (True, 3)
+
+
+class TestContents:
+    """A registry's folder holds what is served or may be, and no more, while the process lives."""
+
+    def contents(self, folder: Path) -> set[str]:
+        return {path.name for path in (folder / "contents").iterdir()}
+
+    async def changed(self, world: World) -> None:
+        """What nothing uses goes with the next change, once it has left the engine."""
+        await until(lambda: len(world.engine.held) == len(world.served))
+        await world.registry.change("detailed", {"description": "once more"})
+
+    def test_of_what_was_refused_nothing_stays(self, opened: Bundle, tmp_path: Path) -> None:
+        world = World(opened, tmp_path)
+        refused = control(opened, "polite", "refused")
+
+        async def go() -> None:
+            await world.registry.start()
+            await world.registry.add(control(opened, "formal", "kept"))
+            kept = self.contents(tmp_path)
+            world.engine.refuses = {digest(refused)}
+            with pytest.raises(ControlRefused):
+                await world.registry.add(refused)
+            with pytest.raises(RequestError, match="'formal' exists"):
+                await world.registry.add(control(opened, "formal", "another"))
+            assert len(self.contents(tmp_path)) == 3
+            await self.changed(world)
+            assert self.contents(tmp_path) == kept
+
+        run(go())
+
+    def test_of_many_revisions_those_that_are_kept_stay(self, opened: Bundle, tmp_path: Path) -> None:
+        world = World(opened, tmp_path)
+
+        async def go() -> None:
+            await world.registry.start()
+            await world.registry.add(control(opened, "polite", "0"))
+            for number in range(1, MAX_REVISIONS + 3):
+                await world.registry.update("polite", control(opened, "polite", str(number)))
+            await self.changed(world)
+            assert self.contents(tmp_path) == set(world.store.read().contents)
+            assert len(self.contents(tmp_path)) == MAX_REVISIONS
+
+        run(go())
+
+    def test_what_a_request_uses_stays_until_it_ends(self, opened: Bundle, tmp_path: Path) -> None:
+        world, other = World(opened, tmp_path), Store(tmp_path)
+
+        async def go() -> None:
+            await world.registry.start()
+            await world.registry.add(control(opened, "polite", "one"))
+            world.engine.free.clear()
+            await world.registry.remove("polite")
+            for text in ("x", "y"):
+                other.update(lambda state, text=text: changed(state, opened.manifest, "concise", {"description": text}))
+                assert len(self.contents(tmp_path)) == 1
+            world.engine.free.set()
+            await self.changed(world)
+            assert self.contents(tmp_path) == set()
+
+        run(go())
 
 
 class Interrupted(Store):

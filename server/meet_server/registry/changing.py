@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from meet_bundle import Bundle, LoraControls, Manifest, Preference
+from meet_bundle import Bundle, Manifest, Preference
 from meet_server.errors import RequestError, ServerError
-from meet_server.registry.admission import ControlRefused, a_matrices, check_lora_files, model_shapes
+from meet_server.registry.admission import ControlRefused
 from meet_server.registry.catalogue import Catalogue
+from meet_server.registry.checking import check
 from meet_server.registry.live import LiveControls, LoadedControl
-from meet_server.registry.record import RECORD, Files, read_record
-from meet_server.registry.soft_prompt_admission import check_soft_prompt_files
+from meet_server.registry.loading import EngineDoor, Loading, Source
+from meet_server.registry.record import Files
 from meet_server.registry.state import State, added, changed, effective, former, removed, updated
 from meet_server.registry.store import Stamp, Store
 
@@ -28,17 +27,6 @@ _MAX_WAIT = 16  # times as long as usual, between tries to take up what could no
 _LOGGER = logging.getLogger(__name__)
 
 Change = Callable[[State], State]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineDoor:
-    """What is asked of the engine. `published` is called once requests may ask for what is live now."""
-
-    load: Callable[[LoadedControl], Awaitable[None]]
-    unload: Callable[[LoadedControl], Awaitable[None]]
-    prove: Callable[[Sequence[tuple[LoadedControl, Preference]]], Awaitable[None]]
-    published: Callable[[], None] = lambda: None
-    max_controls: int | None = None
 
 
 class Registry:
@@ -55,7 +43,7 @@ class Registry:
         self._lock = asyncio.Lock()
         self._stamp: Stamp = None
         self._state = State()  # what is served: the store's, but for what the engine refused
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._loading = Loading(store, live, engine)
 
     async def start(self) -> None:
         """Loads, proves and publishes all there is. Raises ControlRefused for a control of the bundle's own."""
@@ -84,13 +72,7 @@ class Registry:
 
         Nothing must change preferences any more.
         """
-        if self._leaving:
-            _, left = await asyncio.wait(self._leaving, timeout=timeout_s)
-            for task in left:
-                task.cancel()
-            if left:
-                _LOGGER.warning("%d controls have not left the engine in %g s; they end with it", len(left), timeout_s)
-                await asyncio.gather(*left, return_exceptions=True)
+        await self._loading.close(timeout_s)
         self._store.close()
 
     def entry(self, name: str) -> tuple[int, int]:
@@ -129,26 +111,28 @@ class Registry:
         async with self._lock:
             await self._catch_up()
             # What is enabled or rolled back to must be in the engine first; the change itself says whether it may be.
-            ready = await self._proved(self._missing(self._effective(change(self._state)), change(self._state)))
+            ready = await self._loading.proved(self._missing(self._effective(change(self._state)), change(self._state)))
             await self._commit(change, ready)
 
     async def _take_in(self, preference: Preference, files: Files, adding: Callable[[str], Change]) -> str:
         content = await asyncio.to_thread(self._store.keep, files)
-        change = adding(content)
-        state = change(self._state)
-        missing = self._missing(self._effective(state), state)
-        limit = self._engine.max_controls
-        if limit is not None and len(list(self._live)) + len(missing) > limit:
-            raise RequestError("no_room", f"the engine has room for {limit} controls; raise --max-cpu-loras")
-        await self._commit(change, await self._proved(missing))
+        try:
+            change = adding(content)
+            state = change(self._state)
+            missing = self._missing(self._effective(state), state)
+            limit = self._engine.max_controls
+            if limit is not None and len(list(self._live)) + len(missing) > limit:
+                raise RequestError("no_room", f"the engine has room for {limit} controls; raise --max-cpu-loras")
+            await self._commit(change, await self._loading.proved(missing))
+        finally:
+            self._store.release(content)  # what is loaded of it holds it
         return preference.name
 
     async def _commit(self, change: Change, ready: dict[str, LoadedControl]) -> None:
         try:
             state = await asyncio.to_thread(commit, self._bundle, self._store, change)
-        except (RequestError, ServerError):
-            for control in ready.values():
-                self._let_go(control)
+        except BaseException:
+            self._loading.let_go(ready.values())
             raise
         await self._serve(state, ready)
         self._stamp = self._store.written
@@ -165,22 +149,22 @@ class Registry:
         Where that cannot be, lets go of what is ready.
         """
         try:
-            missing = [each for each in self._missing(self._effective(state), state) if each[0].name not in ready]
-            own = [each for each in missing if state.entry(each[0].name).content is None]
-            ready = ready | await self._proved(own)
+            missing = [
+                each for each in self._missing(self._effective(state), state) if each.preference.name not in ready
+            ]
+            ready = ready | await self._loading.proved([each for each in missing if each.content is None])
             for each in missing:
-                if each in own:
+                if each.content is None:
                     continue
                 try:
-                    ready |= await self._proved([each])
+                    ready |= await self._loading.proved([each])
                 except ControlRefused as error:
-                    _LOGGER.error("%s of the registry is not served: %s", each[0].name, error)
-                    state, instead = await self._instead(state, each[0].name)
+                    _LOGGER.error("%s of the registry is not served: %s", each.preference.name, error)
+                    state, instead = await self._instead(state, each.preference.name)
                     ready |= instead
             manifest = self._effective(state)
         except BaseException:
-            for control in ready.values():
-                self._let_go(control)
+            self._loading.let_go(ready.values())
             raise
         self._put(manifest, state, ready)
 
@@ -195,8 +179,10 @@ class Registry:
         for older in former(state, self._bundle.manifest, name):
             number = older.entry(name).current
             try:
-                missing = [each for each in self._missing(self._effective(older), older) if each[0].name == name]
-                return older, await self._proved(missing)
+                missing = [
+                    each for each in self._missing(self._effective(older), older) if each.preference.name == name
+                ]
+                return older, await self._loading.proved(missing)
             except (ControlRefused, RequestError) as error:
                 if number == 0 and name == self._bundle.manifest.default:
                     raise
@@ -214,48 +200,21 @@ class Registry:
         self._state = state
         self._catalogue.replace(manifest)
         self._engine.published()
-        for control in old:
-            self._let_go(control)
+        self._loading.let_go(old)
 
     def _effective(self, state: State) -> Manifest:
         return effective(self._bundle.manifest, state, self._store.record)
 
-    def _missing(self, manifest: Manifest, state: State) -> list[tuple[Preference, Path]]:
+    def _missing(self, manifest: Manifest, state: State) -> list[Source]:
         """What the engine does not hold yet, and where it lies."""
         found = []
         for preference in manifest.preferences:
             control = self._live.get(preference.name)
             if control is None or control.digest != preference.digest:
                 content = state.entry(preference.name).content
-                if content is None:
-                    found.append((preference, self._bundle.path / preference.path))
-                else:
-                    self._store.hold(content)
-                    found.append((preference, self._store.control(content)))
+                own = self._bundle.path / preference.path
+                found.append(Source(preference, own if content is None else self._store.control(content), content))
         return found
-
-    async def _proved(self, missing: Sequence[tuple[Preference, Path]]) -> dict[str, LoadedControl]:
-        """Loads and proves, all or none. Raises ControlRefused."""
-        controls = [(self._live.number(preference, folder), preference) for preference, folder in missing]
-        loaded: list[LoadedControl] = []
-        try:
-            for control, _ in controls:
-                await self._engine.load(control)
-                loaded.append(control)
-            await self._engine.prove(controls)
-        except ServerError:
-            for control in loaded:
-                self._let_go(control)
-            raise
-        return {control.name: control for control, _ in controls}
-
-    def _let_go(self, control: LoadedControl) -> None:
-        async def unload() -> None:
-            await self._engine.unload(control)
-
-        task = asyncio.create_task(unload())
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
 
 
 def commit(bundle: Bundle, store: Store, change: Change) -> State:
@@ -267,21 +226,3 @@ def commit(bundle: Bundle, store: Store, change: Change) -> State:
         return following
 
     return store.update(checked)
-
-
-def check(files: Files, bundle: Bundle) -> Preference:
-    """The preference that the files are of, if it may be loaded beside the bundle's. Nothing is written.
-
-    Raises RequestError `invalid_upload` and ControlRefused.
-    """
-    preference = read_record(files, bundle.manifest.model_digest)
-    control = {name: content for name, content in files.items() if name != RECORD}
-    controls = bundle.manifest.controls
-    if not isinstance(controls, LoraControls):
-        check_soft_prompt_files(control, preference, controls, bundle)
-        return preference
-    if preference.first_token_id is not None:
-        raise ControlRefused(preference.name, "it is a soft prompt; the controls of this bundle are LoRA adapters")
-    shared = a_matrices(bundle.path / bundle.manifest.preferences[0].path) if controls.shared_a else {}
-    check_lora_files(preference.name, control, controls, model_shapes(bundle.model_path), shared)
-    return preference

@@ -15,8 +15,10 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -39,12 +41,21 @@ def beside(bundle: Path) -> Path:
     return bundle.with_name(f"{bundle.name}.registry")
 
 
+@dataclass(slots=True)
+class _Hold:
+    """A content's folder, open and with a shared lock, and how often it is held."""
+
+    handle: int
+    num: int = 1
+
+
 class Store:
     """A registry's folder, which is made when something is first written."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: dict[str, int] = {}  # contents that this process uses, each an open folder with a shared lock
+        self._held: dict[str, _Hold] = {}  # contents that this process uses
+        self._holding = threading.Lock()  # `keep` holds too, and runs in a thread
         self.written: Stamp = None
         """The stamp of the state that `update` put in place last, whatever others have committed since."""
 
@@ -86,7 +97,7 @@ class Store:
     def keep(self, files: Mapping[str, bytes]) -> str:
         """Writes a checked content, `preference.json` and the control's files, and returns its name.
 
-        It stays at least as long as this process lives. Raises ServerError where it cannot be written.
+        It is held, as by `hold`. Raises ServerError where it cannot be written.
         """
         name = hashlib.sha256(files[RECORD]).hexdigest()
         with self._writing():
@@ -127,28 +138,32 @@ class Store:
         check_whole(preference, files)
 
     def hold(self, content: str) -> None:
-        """Keeps a content where it is until this process ends: an engine reads its files again when it likes.
+        """Keeps a content where it is until it is released as often: an engine reads its files again when it likes.
 
         Raises ServerError where it is missing.
         """
-        if content in self._held:
-            return
         folder = self.folder(content)
-        try:
-            handle = os.open(folder, os.O_RDONLY)
+        with self._holding:
+            if (held := self._held.get(content)) is not None:
+                held.num += 1
+                return
             try:
-                fcntl.flock(handle, fcntl.LOCK_SH)
-            except OSError:
-                os.close(handle)
-                raise
-        except OSError as error:
-            raise ServerError(f"registry content {folder} cannot be held: {error.strerror}") from None
-        self._held[content] = handle
+                self._held[content] = _Hold(_open_shared(folder))
+            except OSError as error:
+                raise ServerError(f"registry content {folder} cannot be held: {error.strerror}") from None
+
+    def release(self, content: str) -> None:
+        """Ends one `hold`. A content that nothing holds or names goes with the next change. Raises KeyError."""
+        with self._holding:
+            held = self._held[content]
+            held.num -= 1
+            if not held.num:
+                os.close(self._held.pop(content).handle)
 
     def close(self) -> None:
         """Lets go of all contents."""
         while self._held:
-            os.close(self._held.popitem()[1])
+            os.close(self._held.popitem()[1].handle)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -182,6 +197,16 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
             os.fsync(file.fileno())
     sync_folder(folder / CONTROL)
     sync_folder(folder)
+
+
+def _open_shared(folder: Path) -> int:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _is_free(folder: Path) -> bool:

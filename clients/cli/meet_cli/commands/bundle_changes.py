@@ -169,7 +169,7 @@ def _read(source: Path, preference: str | None) -> dict[str, bytes]:
 def _take_in(
     bundle: Path, registry: Path | None, files: Mapping[str, bytes], change: Callable[..., State], name: str | None
 ) -> None:
-    from meet_server.registry.changing import check
+    from meet_server.registry.checking import check
 
     opened, store = _opened(bundle, registry)
     preference = check(dict(files), opened)
