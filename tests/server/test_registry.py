@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from meet_server.registry.changing import Registry
 from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.registry.loading import EngineDoor
 from meet_server.registry.record import RECORD, ControlRecord, Files
-from meet_server.registry.state import MAX_REVISIONS, State, changed
+from meet_server.registry.state import MAX_REVISIONS, State, added, changed
 from meet_server.registry.store import Store
 
 
@@ -286,3 +287,44 @@ class TestAfterARestart:
         none = self.restarted(opened, tmp_path, one, two, three)
         assert list(none.served) == ["concise", "detailed"]
         assert len(none.engine.held) == 2
+
+    def test_what_was_altered_on_disk_is_not_loaded(self, opened: Bundle, tmp_path: Path) -> None:
+        one, two = control(opened, "polite", "one"), control(opened, "polite", "two")
+
+        async def before() -> str:
+            world = World(opened, tmp_path)
+            await world.registry.start()
+            await world.registry.add(one)
+            await world.registry.update("polite", two)
+            return str(world.store.read().entry("polite").content)
+
+        weights = Store(tmp_path).control(run(before())) / "adapter_model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert self.restarted(opened, tmp_path).served["polite"] == digest(one)
+        weights.unlink()
+        assert self.restarted(opened, tmp_path).served["polite"] == digest(one)
+        weights.write_bytes(whole)
+        assert self.restarted(opened, tmp_path).served["polite"] == digest(two)
+
+    def test_what_does_not_fit_the_model_is_not_loaded(
+        self, opened: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A registry of another bundle, or one that was written by hand."""
+        fitting = control(opened, "polite", "one")
+        kept = [name for name in fitting if name != RECORD]
+        preference = ControlRecord.model_validate_json(fitting[RECORD]).preference
+        of_another = sealed(preference, {name: fitting[name] for name in kept}, "0" * 64)
+        config = json.dumps({**json.loads(fitting["adapter_config.json"]), "use_dora": True}).encode()
+        of_a_kind = {**{name: fitting[name] for name in kept}, "adapter_config.json": config}
+        store = Store(tmp_path)
+        for name, files in (
+            ("polite", of_another),
+            ("formal", sealed(preference, of_a_kind, opened.manifest.model_digest)),
+        ):
+            content = store.keep(files)
+            store.update(lambda state, name=name, content=content: added(state, opened.manifest, name, content))
+        world = self.restarted(opened, tmp_path)
+        assert list(world.served) == ["concise", "detailed"]
+        assert "control polite: the control cannot come in: it was trained for the model 0000" in caplog.text
+        assert "use_dora is True" in caplog.text

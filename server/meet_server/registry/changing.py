@@ -43,7 +43,7 @@ class Registry:
         self._lock = asyncio.Lock()
         self._stamp: Stamp = None
         self._state = State()  # what is served: the store's, but for what the engine refused
-        self._loading = Loading(store, live, engine)
+        self._loading = Loading(bundle, store, live, engine)
 
     async def start(self) -> None:
         """Loads, proves and publishes all there is. Raises ControlRefused for a control of the bundle's own."""

@@ -1,7 +1,7 @@
 """What a registry has the engine hold: controls are loaded and proved, and let go of once nobody uses them.
 
-A content of the store's stays where it is for as long as a control of it is loaded. Belongs to one event loop; knows
-the engine as three functions, and no HTTP.
+A content of the store's is checked each time, and stays where it is for as long as a control of it is loaded. Belongs
+to one event loop; knows the engine as three functions, and no HTTP.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meet_bundle import Preference
+from meet_bundle import Bundle, Preference
+from meet_server.registry.checking import check_kept
 from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.registry.store import Store
 
@@ -42,7 +43,8 @@ class Source:
 class Loading:
     """The controls that were loaded for one registry."""
 
-    def __init__(self, store: Store, live: LiveControls, engine: EngineDoor) -> None:
+    def __init__(self, bundle: Bundle, store: Store, live: LiveControls, engine: EngineDoor) -> None:
+        self._bundle = bundle
         self._store = store
         self._live = live
         self._engine = engine
@@ -87,6 +89,7 @@ class Loading:
             return control
         self._store.hold(source.content)
         try:
+            await asyncio.to_thread(check_kept, control.name, source.content, self._store, self._bundle)
             await self._engine.load(control)
         except BaseException:
             self._store.release(source.content)

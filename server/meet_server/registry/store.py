@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from meet_bundle import Preference
 from meet_bundle.bundle import sync_folder, write_atomically
 from meet_server.errors import ServerError
-from meet_server.registry.record import CONTROL, RECORD, ControlRecord, check_whole
+from meet_server.registry.record import CONTROL, RECORD, ControlRecord, Files, check_whole
 from meet_server.registry.state import FORMAT_VERSION, State
 
 STATE, CONTENTS, LOCK = "state.json", "contents", "lock"
@@ -120,22 +120,22 @@ class Store:
 
     def record(self, content: str) -> Preference:
         """The preference that a content is of. Raises ServerError where it is missing or was altered."""
-        folder = self.folder(content)
+        return self._record(content)[1].preference
+
+    def files(self, content: str) -> Files:
+        """The files of a content as they are now. Raises ServerError where one is missing or its record was altered."""
+        raw, _ = self._record(content)
+        control = self.control(content)
         try:
-            raw = (folder / RECORD).read_bytes()
-            record = ControlRecord.model_validate_json(raw)
-        except (OSError, ValidationError):
-            raise ServerError(f"registry content {folder} is missing or damaged") from None
-        if hashlib.sha256(raw).hexdigest() != content:
-            raise ServerError(f"registry content {folder} was altered")
-        return record.preference
+            return {RECORD: raw, **{file.name: file.read_bytes() for file in sorted(control.iterdir())}}
+        except OSError as error:
+            raise ServerError(f"registry content {control} cannot be read: {error.strerror}") from None
 
     def verify(self, content: str) -> None:
         """Raises ServerError where a file of a content is not what its record says."""
-        control = self.control(content)
-        preference = self.record(content)
-        files = {file.name: file.read_bytes() for file in sorted(control.iterdir())} if control.is_dir() else {}
-        check_whole(preference, files)
+        files = self.files(content)
+        del files[RECORD]
+        check_whole(self.record(content), files)
 
     def hold(self, content: str) -> None:
         """Keeps a content where it is until it is released as often: an engine reads its files again when it likes.
@@ -164,6 +164,17 @@ class Store:
         """Lets go of all contents."""
         while self._held:
             os.close(self._held.popitem()[1].handle)
+
+    def _record(self, content: str) -> tuple[bytes, ControlRecord]:
+        folder = self.folder(content)
+        try:
+            raw = (folder / RECORD).read_bytes()
+            record = ControlRecord.model_validate_json(raw)
+        except (OSError, ValidationError):
+            raise ServerError(f"registry content {folder} is missing or damaged") from None
+        if hashlib.sha256(raw).hexdigest() != content:
+            raise ServerError(f"registry content {folder} was altered")
+        return raw, record
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
