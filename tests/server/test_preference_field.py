@@ -15,6 +15,7 @@ from example_manifest import manifest, preference
 from meet_server.access.fair_queue import FairQueue
 from meet_server.access.keyring import Key
 from meet_server.http.keys import KEY
+from meet_server.http.paths import GENERATING_TOO
 from meet_server.http.preference_field import PreferenceField
 from meet_server.http.turns import Turns
 from meet_server.registry.catalogue import Catalogue
@@ -62,12 +63,12 @@ class FakeApp:
 
 
 class Wrapped:
-    """The wrapper, a fake app inside it, and `concise` (or `short`) and `formal` loaded."""
+    """The wrapper, a fake app inside it, and `concise` (or `short`), `formal` and `playful` loaded."""
 
     def __init__(self, *, status: int = 200, default: str | None = None) -> None:
         self.inner = FakeApp(status)
         live = LiveControls()
-        for name in ("concise", "formal"):
+        for name in ("concise", "formal", "playful"):
             live.publish(live.number(preference(name), Path("controls") / name))
         self.app = PreferenceField(
             self.inner,
@@ -139,16 +140,38 @@ def test_field_is_taken_out_and_applied() -> None:
     assert app.seen["after"] == "http.disconnect"  # the client's leaving is still heard
 
 
-@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages"])
+THEIRS = sorted(GENERATING_TOO)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/responses", "/v1/messages", *THEIRS])
 def test_every_generating_route(path: str) -> None:
     app = Wrapped()
     app.post({"preference": "formal"}, path)
     assert (app.body, app.control) == ({}, "formal")
 
 
+@pytest.mark.parametrize("path", [CHAT, *THEIRS])
+def test_what_is_asked_for_means_the_same_on_every_route(path: str) -> None:
+    app = Wrapped(default="formal")
+    reply = app.post({"model": "tiny:playful"}, path)
+    assert reply.headers["x-meet-preference"] == "playful=1.5; version=000000000000"  # as calibration recommends
+    assert app.post({"model": "tiny"}, path).headers["x-meet-preference"].startswith("formal=1; ")
+    header = (("X-Meet-Preference", "concise"),)
+    assert (
+        app.post({"preference": "concise"}, path, headers=header).headers["x-meet-preference"].startswith("concise=1; ")
+    )
+    assert app.post({"preference": "nonsense"}, path).error["code"] == "unknown_preference"
+
+
+@pytest.mark.parametrize("path", THEIRS)
+def test_several_preferences_are_not_ignored_where_they_do_not_go(path: str) -> None:
+    reply = Wrapped().post({"preferences": ["concise", None]}, path)
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "invalid_preference", "preferences")
+
+
 @pytest.mark.parametrize(
     ("path", "method"),
-    [("/v1/embeddings", "POST"), ("/v1/chat/completions/batch", "POST"), (CHAT, "GET"), ("/tokenize", "POST")],
+    [("/v1/embeddings", "POST"), (f"{CHAT}/batch", "GET"), (CHAT, "GET"), ("/tokenize", "POST")],
 )
 def test_other_routes_are_left_alone(path: str, method: str) -> None:
     app = Wrapped(default="concise")

@@ -55,6 +55,16 @@ def test_controls_change_the_reply(greedy: dict[str, str]) -> None:
     assert len(set(greedy.values())) == 3
 
 
+def test_other_routes_that_generate_apply_what_is_asked_for(http: httpx.Client, greedy: dict[str, str]) -> None:
+    options = {"temperature": 0, "max_tokens": NUM_TOKENS}
+    for path, messages in (("/invocations", MESSAGES), ("/v1/chat/completions/batch", [MESSAGES, MESSAGES])):
+        for asked in ({"preference": "concise", "model": "tiny"}, {"model": "tiny:short"}):
+            reply = http.post(path, json={"messages": messages, **options, **asked})
+            assert reply.status_code == 200, reply.text
+            assert reply.headers["x-meet-preference"].startswith("concise=1; ")
+            assert {choice["message"]["content"] for choice in reply.json()["choices"]} == {greedy["concise"]}
+
+
 @pytest.mark.parametrize(
     ("control", "options"),
     [

@@ -152,7 +152,10 @@ class ControlledEngine:
     async def _generate_listed(
         self, listed: Any, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """For routes where vLLM finds a control by its model's name: it stays until this request ends."""
+        """For routes that the wrapper does not know, where vLLM finds a control by its model's name.
+
+        It is applied as it was trained, and stays until this request ends.
+        """
         adapter = self.adapters.get(listed.lora_int_id, None)
         if adapter is None:
             raise releases.bad_request(f"{listed.lora_name} was changed or removed; ask again", "model")

@@ -17,7 +17,8 @@ GENERATING_TOO = frozenset(
         "/v1/systemone",
     }
 )
-"""Routes of vLLM's that take a turn of the engine's and know no preference but by the model's name."""
+"""vLLM's other routes that end in the engine. A preference is applied there too; keys of some alone are not taken."""
+ASKING = GENERATING | GENERATING_TOO
 PREFERENCES = "/v1/preferences"
 
 PAGE, PAGE_FILES = "/", ("/playground/page.js", "/playground/page.css")

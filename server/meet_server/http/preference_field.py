@@ -22,7 +22,7 @@ from meet_server.http import several_preferences
 from meet_server.http.body import Disconnected, read_body, replay, with_length
 from meet_server.http.errors import error_response
 from meet_server.http.keys import KEY
-from meet_server.http.paths import CHAT, COMPLETIONS, GENERATING, GENERATING_TOO, MESSAGES, RESPONSES, path_of
+from meet_server.http.paths import ASKING, CHAT, COMPLETIONS, MESSAGES, RESPONSES, path_of
 from meet_server.http.several_preferences import Entry, SeveralReplies, Together
 from meet_server.http.turns import Turns
 from meet_server.preferences import words
@@ -80,11 +80,8 @@ class PreferenceField:
         path = path_of(scope)
         key: Key | None = scope.get(KEY)
         who = "" if key is None else key.name
-        if scope["type"] != "http" or scope["method"] != "POST" or path not in GENERATING:
-            if path in GENERATING_TOO:
-                await self._turns.answer(self._app, (who, "", 1), scope, receive, send, was_read=False)
-            else:
-                await self._app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "POST" or path not in ASKING:
+            await self._app(scope, receive, send)
             return
         try:
             body = await read_body(scope, receive)

@@ -12,13 +12,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meet_server.http.keys import KEY
-from meet_server.http.paths import GENERATING, GENERATING_TOO, path_of
+from meet_server.http.paths import ASKING, path_of
 from meet_server.http.request_log import REQUEST_ID
 from meet_server.preferences.words import HEADER
 
 PREFERENCE, KEY_NAME, ID = "meet.preference", "meet.key", "meet.request_id"
 _CONTEXT = TraceContextTextMapPropagator()
-_ASKING = GENERATING | GENERATING_TOO
 
 
 class RequestSpan:
@@ -30,7 +29,7 @@ class RequestSpan:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope) if scope["type"] == "http" else ""
-        if path not in _ASKING or scope["method"] != "POST":
+        if path not in ASKING or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
