@@ -98,6 +98,8 @@ def test_probes_need_no_key(path: str) -> None:
         ("POST", "/v1/load_lora_adapter"),
         ("POST", "/pause"),
         ("POST", "/collective_rpc"),
+        ("POST", "/abort_requests"),
+        ("POST", "/inference/v1/abort_requests"),
         ("POST", "/reset_prefix_cache"),
         ("POST", "/scale_elastic_ep"),
         ("POST", "/of/a/release/to/come"),

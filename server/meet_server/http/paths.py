@@ -28,9 +28,19 @@ OPEN = frozenset({"/health", "/health/live", "/health/ready", "/ping", PAGE, *PA
 
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
-_USERS = ("/v1/", "/v2/", "/cohere/", "/inference/")
+_USERS = ("/v1/", "/v2/", "/cohere/")
 _USERS_EXACTLY = frozenset(
-    {"/tokenize", "/detokenize", "/invocations", "/pooling", "/classify", "/score", "/rerank", "/generative_scoring"}
+    {
+        "/tokenize",
+        "/detokenize",
+        "/invocations",
+        "/inference/v1/generate",  # and not `abort_requests` beside it, which ends anybody's
+        "/pooling",
+        "/classify",
+        "/score",
+        "/rerank",
+        "/generative_scoring",
+    }
 )
 _ADMINS = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 
