@@ -231,6 +231,20 @@ def test_models_that_are_not_ours_are_left_for_vllm(model: object) -> None:
     assert (app.body, app.control) == (body, None)
 
 
+@pytest.mark.parametrize("model", ["tiny", "other", None])
+def test_responses_in_the_background_are_refused(model: str | None) -> None:
+    app = Wrapped()
+    reply = app.post({"model": model, "background": True}, "/v1/responses")
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "invalid_body", "background")
+    assert app.inner.seen == []
+    for body, path in (
+        ({"background": False}, "/v1/responses"),
+        ({"background": None}, "/v1/responses"),
+        ({"background": True}, CHAT),
+    ):
+        assert app.post(body, path).status == 200
+
+
 def test_unknown_suffix_is_refused() -> None:
     error = Wrapped().post({"model": "tiny:angry"}).error
     assert (error["code"], error["param"]) == ("unknown_preference", "model")

@@ -106,6 +106,9 @@ class PreferenceField:
         request = _object(body)
         if request is None:
             return _Asked([], body)
+        if path == RESPONSES and request.get("background"):
+            # vLLM would answer at once and go on without what the request holds: its control, its turn, its key's.
+            raise RequestError("invalid_body", "background is not served here; stream the reply", param="background")
         if (several := self._take_several(path, headers, request)) is not None:
             entries, body = several
             num = len(entries) * several_preferences.num_choices(request)
