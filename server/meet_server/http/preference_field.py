@@ -2,7 +2,8 @@
 
 It reads the body, whose size `bounds` has limited, takes out what is ours, resolves it and lets vLLM's app answer
 with the control in force. Streaming, errors and disconnects pass through untouched. It refuses to understand anything
-else in a body: what is no JSON object, or names a model that is not ours, is left for vLLM to answer.
+else in a body, but for `background`, which would escape it: what is no JSON object, or names a model that is not ours,
+is left for vLLM to answer.
 """
 
 from __future__ import annotations
