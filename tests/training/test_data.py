@@ -239,6 +239,7 @@ def test_configuration_mistakes_name_the_field(tmp_path: Path) -> None:
         ("controls.rank=0",): r"controls\.lora\.rank|controls\.rank: Input should be greater than or equal to 1, not 0",
         ("default=c",): "default names 'c'; the preferences are a, b",
         ("preferences.a.opposite=c",): "preferences.a.opposite names 'c'",
+        ("preferences.a.opposite=a",): r"preferences\.a\.opposite: 'a' is the preference itself; name another one",
         ("nonsense",): "override 'nonsense': expected field=value",
         ("name.x=1",): "override 'name.x=1': name is a value",
         ("data.3.path=x",): "'3' is no index of a list of 1",

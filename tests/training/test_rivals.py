@@ -220,6 +220,11 @@ class TestTheData:
         ):
             comparison_config(tiny_base, tmp_path, preferences=one_way)
 
+    def test_no_preference_is_its_own_opposite(self, tiny_base: Path, tmp_path: Path) -> None:
+        own = {label: {"axis": "length", "opposite": label, "instruction": "Be so."} for label in ("short", "long")}
+        with pytest.raises(ValueError, match=r"preferences\.short\.opposite: 'short' is the preference itself"):
+            comparison_config(tiny_base, tmp_path, preferences=own)
+
     def test_who_is_compared_with_must_take_part(self, tiny_base: Path, tmp_path: Path) -> None:
         config = comparison_config(tiny_base, tmp_path, rivals=["prompting", "sft"])
         with pytest.raises(TrainingError, match="beside: 'meet_lora_joint' does not take part; prompting, sft do"):

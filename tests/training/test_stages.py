@@ -68,6 +68,34 @@ def test_opposites_are_centred_unless_told_otherwise(
     assert all(torch.allclose(one, -other, atol=1e-6) for one, other in pairs) is (centre is None)
 
 
+@pytest.mark.parametrize("opposites", [("long", None), (None, "short")])
+def test_an_opposite_that_one_side_alone_names_is_centred_as_if_both_did(
+    opposites: tuple[str | None, str | None], make_config: Callable[..., TrainConfig]
+) -> None:
+    """Centred by itself the one that names the other would become nothing, and the model would become it."""
+    preferences = {
+        label: {"axis": "length", "opposite": opposite}
+        for label, opposite in zip(("short", "long"), opposites, strict=True)
+    }
+    run = a_run(make_config(preferences=preferences))
+    _, controls = run.stage2(run.stage1())
+    for one, other in zip(controls.parameters_of(0), controls.parameters_of(1), strict=True):
+        assert one.count_nonzero()
+        torch.testing.assert_close(one, -other, atol=1e-6, rtol=1e-5)
+
+
+def test_without_opposites_nothing_is_centred_and_asking_for_it_is_refused(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    preferences = {"short": {"axis": "length"}, "long": {"axis": "length"}}
+    run = a_run(make_config(preferences=preferences, stage2={"epochs": 1, "batch_size": 2, "learning_rate": 0.001}))
+    _, controls = run.stage2(run.stage1())
+    pairs = zip(controls.parameters_of(0), controls.parameters_of(1), strict=True)
+    assert not any(torch.allclose(one, -other, atol=1e-6) for one, other in pairs)
+    with pytest.raises(ValueError, match=r"stage2\.centre: needs opposites, and none of short, long names one"):
+        make_config(preferences=preferences, stage2={"centre": True})
+
+
 @pytest.mark.parametrize(
     ("controls", "stage2"),
     [

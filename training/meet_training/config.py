@@ -5,7 +5,7 @@ Reads YAML and `a.b=c` overrides. Knows no torch and opens no data file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -96,6 +96,7 @@ class TrainConfig(Section):
             for label in labels:
                 if label not in self.preferences:
                     raise ValueError(f"{field} names {label!r}; the preferences are {known}")
+        check_no_own_opposite({label: said.opposite for label, said in self.preferences.items()})
         check_weights(self.data)
         self._stages_hang_together()
         return self
@@ -112,11 +113,20 @@ class TrainConfig(Section):
                 "stage2.centre: needs LoRA controls that share one A (controls.share_a) and that stage 2 tunes along "
                 "(stage2.controls: joint, stage2.epochs above 0)"
             )
+        if self.stage2.centre and not self.opposed:
+            labels = ", ".join(self.preferences)
+            raise ValueError(f"stage2.centre: needs opposites, and none of {labels} names one (preferences.*.opposite)")
         if isinstance(self.controls, SoftPromptConfig):
             for label in self.controls.start_text:
                 if label not in self.preferences:
                     known = ", ".join(sorted(self.preferences))
                     raise ValueError(f"controls.start_text names {label!r}; the preferences are {known}")
+
+    @property
+    def opposed(self) -> frozenset[str]:
+        """The preferences that have an opposite or are one: both sides, where one side alone names the other."""
+        pairs = ((label, said.opposite) for label, said in self.preferences.items())
+        return frozenset(side for label, opposite in pairs if opposite is not None for side in (label, opposite))
 
     @property
     def _can_centre(self) -> bool:
@@ -152,6 +162,12 @@ class TrainConfig(Section):
                 "start_from": Path(self.start_from.name) if self.start_from else None,
             }
         )
+
+
+def check_no_own_opposite(opposites: Mapping[str, str | None]) -> None:
+    """Raises ValueError where a preference is said to be its own opposite."""
+    if own := [label for label, opposite in opposites.items() if opposite == label]:
+        raise ValueError(f"preferences.{own[0]}.opposite: {own[0]!r} is the preference itself; name another one")
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> TrainConfig:

@@ -235,8 +235,7 @@ class Run:
             if model_lora is not None:
                 model_lora.merge(model)
             if stage.centre:
-                opposed = {name for name, said in self.config.preferences.items() if said.opposite is not None}
-                controls.centre([k for k, name in enumerate(controls.names) if name in opposed])
+                controls.centre([k for k, name in enumerate(controls.names) if name in self.config.opposed])
         return model, controls
 
     def shard(self, model: PreTrainedModel, controls: ControlSet | None = None, lora: ModelLora | None = None) -> None:

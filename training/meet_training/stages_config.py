@@ -63,8 +63,8 @@ class Stage2Config(Section):
     )
     centre: bool | None = Field(
         default=None,
-        description="whether the mean of controls with an opposite moves into the model, so that a strength below 0 "
-        "leads towards the opposite; by default where LoRA controls share one A, are tuned along, and "
+        description="whether the mean of controls that have an opposite, or are one, moves into the model, so that a "
+        "strength below 0 leads towards the opposite; by default where LoRA controls share one A, are tuned along, and "
         "uncontrolled_share is 0",
     )
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from meet_bundle.manifest import check_label
-from meet_training.config import PreferenceConfig, apply_override, describe, read_yaml
+from meet_training.config import PreferenceConfig, apply_override, check_no_own_opposite, describe, read_yaml
 from meet_training.data.attributes import ATTRIBUTES
 from meet_training.data_config import DataConfig
 from meet_training.errors import TrainingError
@@ -164,6 +164,7 @@ class CompareConfig(Section):
 
     @model_validator(mode="after")
     def _hangs_together(self) -> Self:
+        check_no_own_opposite({label: said.opposite for label, said in self.preferences.items()})
         for label, said in self.preferences.items():
             check_label(label)
             other = self.preferences.get(said.opposite or "")
