@@ -243,6 +243,8 @@ def test_configuration_mistakes_name_the_field(tmp_path: Path) -> None:
         ("nonsense",): "override 'nonsense': expected field=value",
         ("name.x=1",): "override 'name.x=1': name is a value",
         ("data.3.path=x",): "'3' is no index of a list of 1",
+        ("data=[{path: x}",): r"override 'data=\[{path: x}': its value is not YAML: while parsing a flow sequence",
+        ("name=2025-13-01",): "override 'name=2025-13-01': its value is not YAML: month must be in 1..12",
         ("name=a/b",): "name: String should match pattern .* not 'a/b'",
     }
     for overrides, message in mistakes.items():

@@ -5,7 +5,7 @@ Reads YAML and `a.b=c` overrides. Knows no torch and opens no data file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -25,6 +25,9 @@ from meet_training.stages_config import (
     Stage2Config,
     UncontrolledConfig,
 )
+
+NOT_YAML = (yaml.YAMLError, ValueError)
+"""What reading YAML raises. ValueError: text that is not UTF-8, and a date or number that there is none of."""
 
 
 class PreferenceConfig(Section):
@@ -77,7 +80,6 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _labels_hang_together(self) -> Self:
-        known = ", ".join(sorted(self.preferences))
         for label in self.preferences:
             check_label(label)
         named = {
@@ -90,12 +92,7 @@ class TrainConfig(Section):
             for label, preference in self.preferences.items()
             if preference.opposite is not None
         }
-        for i, data in enumerate(self.data):
-            named |= {f"data.{i}.{field}": labels for field, labels in data.preferences_named().items()}
-        for field, labels in named.items():
-            for label in labels:
-                if label not in self.preferences:
-                    raise ValueError(f"{field} names {label!r}; the preferences are {known}")
+        check_known(named | named_by(self.data, "data"), self.preferences)
         check_no_own_opposite({label: said.opposite for label, said in self.preferences.items()})
         check_weights(self.data)
         self._stages_hang_together()
@@ -164,6 +161,23 @@ class TrainConfig(Section):
         )
 
 
+def named_by(data: Sequence[DataConfig], where: str) -> dict[str, list[str]]:
+    """By field, the preferences that data sets name; `where` is the field that holds the data sets."""
+    return {
+        f"{where}.{i}.{field}": labels
+        for i, one in enumerate(data)
+        for field, labels in one.preferences_named().items()
+    }
+
+
+def check_known(named: Mapping[str, Sequence[str]], preferences: Collection[str]) -> None:
+    """Raises ValueError where a field names something that is no preference. `named` is by field."""
+    for field, labels in named.items():
+        for label in labels:
+            if label not in preferences:
+                raise ValueError(f"{field} names {label!r}; the preferences are {', '.join(sorted(preferences))}")
+
+
 def check_no_own_opposite(opposites: Mapping[str, str | None]) -> None:
     """Raises ValueError where a preference is said to be its own opposite."""
     if own := [label for label, opposite in opposites.items() if opposite == label]:
@@ -199,7 +213,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except NOT_YAML as error:
         raise TrainingError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise TrainingError(f"{path}: expected a mapping of fields, found {type(content).__name__}")
@@ -229,10 +243,14 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     place: Any = content
     for parent in parents:
         place = place.setdefault(parent, {}) if isinstance(place, dict) else _item(place, parent, override)
+    try:
+        read = yaml.safe_load(value)
+    except NOT_YAML as error:
+        raise TrainingError(f"override {override!r}: its value is not YAML: {' '.join(str(error).split())}") from None
     if isinstance(place, list):
-        place[_index(place, last, override)] = yaml.safe_load(value)
+        place[_index(place, last, override)] = read
     elif isinstance(place, dict):
-        place[last] = yaml.safe_load(value)
+        place[last] = read
     else:
         raise TrainingError(f"override {override!r}: {'.'.join(parents)} is a value, it has no fields")
 

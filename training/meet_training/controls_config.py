@@ -12,6 +12,12 @@ from pydantic import BeforeValidator, Field
 
 from meet_training.section import Section
 
+MAX_RANK = 512
+"""Of any LoRA, of controls or of the model."""
+
+MAX_VIRTUAL_TOKENS = 1024
+"""Of one soft prompt."""
+
 ControlKind = Literal["lora", "soft_prompt"]
 
 
@@ -19,7 +25,7 @@ class LoraConfig(Section):
     """One LoRA adapter per preference."""
 
     kind: Literal["lora"] = "lora"
-    rank: int = Field(default=8, ge=1, le=512)
+    rank: int = Field(default=8, ge=1, le=MAX_RANK)
     alpha: float = Field(default=16.0, gt=0, description="the adapter adds alpha / rank x B A")
     share_a: bool = Field(
         default=True,
@@ -35,7 +41,7 @@ class SoftPromptConfig(Section):
     """One soft prompt per preference: embeddings of virtual tokens."""
 
     kind: Literal["soft_prompt"] = "soft_prompt"
-    num_virtual_tokens: int = Field(default=16, ge=1, le=1024)
+    num_virtual_tokens: int = Field(default=16, ge=1, le=MAX_VIRTUAL_TOKENS)
     placement: Literal["before_prompt", "after_prompt"] = Field(
         default="after_prompt",
         description="before the rendered prompt, or between it and the reply: then a server computes a prompt once "

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from meet_training.controls_config import MAX_RANK
 from meet_training.data_config import DataConfig
 from meet_training.section import Section
 
@@ -42,7 +43,7 @@ class Stage2Config(Section):
     model: Literal["whole", "lora"] = Field(
         default="whole", description="every weight, or a LoRA that is merged when the bundle is written"
     )
-    model_rank: int = Field(default=32, ge=1, le=512, description="of that LoRA")
+    model_rank: int = Field(default=32, ge=1, le=MAX_RANK, description="of that LoRA")
     model_alpha: float = Field(default=64.0, gt=0, description="it adds alpha / rank x B A")
     learning_rate: float | None = Field(
         default=None, gt=0, description="peak, on the language model; by default 3e-5 whole, 3e-4 by LoRA"

@@ -13,6 +13,7 @@ from meet_training.rivals.figures import Quality, quality
 from meet_training.rivals.measuring import Measured, together
 from meet_training.rivals.registry import chosen
 from meet_training.rivals.rival import Point, Rival
+from meet_training.rivals.rival_run import check_trainings
 from meet_training.rivals.setting import Setting
 from meet_training.rivals.standing import Outcome
 from meet_training.rivals.trials import MeasuredFile, Tell, Trials
@@ -37,6 +38,7 @@ class Comparison:
     def __init__(self, config: CompareConfig, tell: Tell, on_step: Callable[[str], None] | None = None) -> None:
         """Raises TrainingError where a rival, the base or the data cannot be used."""
         self.rivals = chosen(config.rivals)
+        check_trainings(config, self.rivals)
         if config.beside not in [rival.name for rival in self.rivals]:
             names = ", ".join(rival.name for rival in self.rivals)
             raise TrainingError(f"beside: {config.beside!r} does not take part; {names} do")
@@ -48,11 +50,13 @@ class Comparison:
     def run(self, only: Sequence[str] = ()) -> Spent:
         """Trains and measures what is not there yet, of these rivals or of all; ends when all of it is there.
 
-        What another process is at is left to it, and taken over where it ends without a result.
+        What another process is at is left to it, and taken over where it ends without a result. Raises TrainingError
+        where one of these cannot be trained.
         """
+        left, told = chosen(only or self.config.rivals), ""
+        check_trainings(self.config, left)
         begun, num_before = time.monotonic(), len(self.trials.kept)
         self.trials.base()
-        left, told = chosen(only or self.config.rivals), ""
         while left := [rival for rival in left if not self._complete(rival)]:
             if told != (told := ", ".join(rival.name for rival in left)) and self._on_step:
                 self._on_step(f"waiting for other processes, which train {told}")

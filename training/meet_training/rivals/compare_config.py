@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from string import Formatter
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from meet_bundle.manifest import check_label
-from meet_training.config import PreferenceConfig, apply_override, check_no_own_opposite, describe, read_yaml
+from meet_training.config import (
+    PreferenceConfig,
+    apply_override,
+    check_known,
+    check_no_own_opposite,
+    describe,
+    named_by,
+    read_yaml,
+)
+from meet_training.controls_config import MAX_RANK, MAX_VIRTUAL_TOKENS
 from meet_training.data.attributes import ATTRIBUTES
-from meet_training.data_config import DataConfig
+from meet_training.data_config import DataConfig, check_weights
 from meet_training.errors import TrainingError
 from meet_training.section import Section
 
 CLASSIFIER = "preference_classifier"
 """The attribute that is not counted but judged: how likely a reply is to be the preferred one."""
+
+Positive = Annotated[float, Field(gt=0)]
 
 Opposites = tuple[str, str]
 """Two preferences that are each other's opposite, in the configuration's order."""
@@ -63,14 +75,14 @@ class TuningConfig(Section):
     """How every rival's learning rate is chosen, on prompts that nobody is trained on and nobody is tested on."""
 
     prompts: int = Field(default=16, ge=1)
-    rate_factors: tuple[float, ...] = Field(
+    rate_factors: tuple[Positive, ...] = Field(
         default=(0.3, 1.0, 3.0), min_length=1, description="learning rates that are tried, as multiples of the usual"
     )
     multiplied: Literal["all", "controls"] = Field(
         default="all",
         description="which rates of a rival that tunes controls and the model: all, or those of its controls alone",
     )
-    betas: tuple[float, ...] = Field(
+    betas: tuple[Positive, ...] = Field(
         default=(0.1, 0.5), min_length=1, description="that DPO tries with each rate (its paper has 0.1 and 0.5)"
     )
     max_perplexity: float = Field(
@@ -105,8 +117,10 @@ class ClassifierConfig(Section):
 class SizesConfig(Section):
     """How large what is learned is."""
 
-    lora_rank: int = Field(default=8, ge=1, description="of each control; one LoRA for all has the sum of their ranks")
-    num_virtual_tokens: int = Field(default=16, ge=1)
+    lora_rank: int = Field(
+        default=8, ge=1, le=MAX_RANK, description="of each control; one LoRA for all has the sum of their ranks"
+    )
+    num_virtual_tokens: int = Field(default=16, ge=1, le=MAX_VIRTUAL_TOKENS)
 
 
 class CompareConfig(Section):
@@ -122,11 +136,14 @@ class CompareConfig(Section):
     test: TestedConfig = TestedConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     sizes: SizesConfig = SizesConfig()
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(0, 1, 2), min_length=1, description="of every rival's trainings, all different"
+    )
     rivals: tuple[str, ...] = Field(default=(), description="who takes part; all where none is named")
     beside: str = Field(default="meet_lora_joint", description="the one that all others are compared with")
     token_text: str = Field(
-        default="A {preference} answer:\n", description="a preference's token as text, at the start of the reply"
+        default="A {preference} answer:\n",
+        description="a preference's token as text, at the start of the reply; a brace of its own is written twice",
     )
     max_length: int = Field(default=768, ge=8, description="tokens of a prompt and both its replies")
     tokens_per_pass: int = Field(default=1024, ge=8)
@@ -181,9 +198,28 @@ class CompareConfig(Section):
             for label in axis.order:
                 if label not in self.preferences or self.preferences[label].axis != name:
                     raise ValueError(f"axes.{name}.order: {label!r} is no preference of that axis")
-        if "{preference}" not in self.token_text:
-            raise ValueError(f"token_text: {self.token_text!r} must hold {{preference}}")
+        if not _names_the_preference(self.token_text):
+            raise ValueError(f"token_text: {self.token_text!r} must hold {{preference}}, and no other field in braces")
+        for where, data in (("data", self.data), ("test.data", self.test.data)):
+            check_known(named_by(data, where), self.preferences)
+            check_weights(data)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} must all be different; a seed twice is the same training")
+        judged = [name for name, axis in self.axes.items() if axis.attribute == CLASSIFIER]
+        if len(judged) > 1:
+            raise ValueError(
+                f"axes.{judged[1]}.attribute: {CLASSIFIER} judges axes.{judged[0]} already; it is trained for one axis"
+            )
         return self
+
+
+def _names_the_preference(text: str) -> bool:
+    """Whether a text has the field `{preference}` and no other."""
+    try:
+        fields = [parts[1:] for parts in Formatter().parse(text) if parts[1] is not None]
+    except ValueError:  # a brace without its other half
+        return False
+    return bool(fields) and all(field == ("preference", "", None) for field in fields)
 
 
 def load_compare_config(path: Path, overrides: Sequence[str] = ()) -> CompareConfig:

@@ -1,5 +1,7 @@
 """One LoRA for all preferences, with a text token: as many parameters as one control for each has, and no control."""
 
+from meet_training.controls_config import MAX_RANK
+from meet_training.errors import TrainingError
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.rendering import TextToken
 from meet_training.rivals.rival import Job, Point, Rival, all_preferences, stages
@@ -7,7 +9,14 @@ from meet_training.stages_config import MODEL_LEARNING_RATES
 
 
 def _jobs(config: CompareConfig, point: Point) -> list[Job]:
-    rank = config.sizes.lora_rank * len(config.preferences)
+    """Raises TrainingError where the sum of the ranks is more than a LoRA may have."""
+    num = len(config.preferences)
+    rank = config.sizes.lora_rank * num
+    if rank > MAX_RANK:
+        raise TrainingError(
+            f"sizes.lora_rank: {config.sizes.lora_rank} for each of {num} preferences makes one LoRA of rank {rank}, "
+            f"and it may have {MAX_RANK}; take at most {MAX_RANK // num}, or leave one_lora out of `rivals`"
+        )
     training = stages(
         config,
         point,

@@ -5,16 +5,20 @@ What differs is what is shown to the model (its rendering) and whether there are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from meet_training.callbacks import Callback
-from meet_training.config import TrainConfig
+from meet_training.config import TrainConfig, describe
 from meet_training.data.example import Example
 from meet_training.data.render import Rendered, render_all
+from meet_training.errors import TrainingError
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.no_controls import NoControls
-from meet_training.rivals.rival import Job
+from meet_training.rivals.rival import Job, Rival
 from meet_training.run import Run
 from meet_training.stages_config import Stage1Config, Stage2Config
 
@@ -58,6 +62,19 @@ class RivalRun(Run):
         items = [item for each in schedules for number in range(each.num_steps) for item in each.step(number)]
         learned = sum(item.rendered.num_supervised + len(item.rendered.rejected_ids or ()) for item in items)
         return learned, sum(item.num_tokens for item in items)
+
+
+def check_trainings(config: CompareConfig, rivals: Sequence[Rival]) -> None:
+    """Raises TrainingError, naming the rival, where a model of one cannot be trained as the comparison says."""
+    for rival in rivals:
+        for point in rival.points(config):
+            for job in rival.jobs(config, point):
+                if job.training is None:
+                    continue
+                try:
+                    train_config(config, job, config.seeds[0], config.output)
+                except ValidationError as error:
+                    raise TrainingError(f"rivals: {rival.name} {point} cannot be trained: {describe(error)}") from None
 
 
 def train_config(config: CompareConfig, job: Job, seed: int, output: Path) -> TrainConfig:

@@ -13,6 +13,7 @@ from meet_training.base_model import check_causal_model, describe_base, resolve_
 from meet_training.data.attributes import ATTRIBUTES, Attribute
 from meet_training.data.example import Example
 from meet_training.data.render import check_tokenizer, render
+from meet_training.errors import TrainingError
 from meet_training.evaluation.figures import Share
 from meet_training.evaluation.given import read_neutral
 from meet_training.rivals.answered import Answered, Split, digest_of, split
@@ -145,4 +146,9 @@ def _neutral(config: CompareConfig) -> Neutral | None:
         ([message._asdict() for message in prompt], reply)
         for prompt, reply in read_neutral(config.test.neutral, num_test + num_tuning)
     ]
+    if len(given) < num_test + num_tuning:
+        raise TrainingError(
+            f"test.neutral: {config.test.neutral} has {len(given)} rows; it must have {num_test + num_tuning}: "
+            f"{num_test} to test on (test.prompts) and {num_tuning} to choose rates by (tuning.prompts)"
+        )
     return Neutral(given[:num_test], given[num_test:])
