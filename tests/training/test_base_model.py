@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from meet_bundle import BaseModelSource
 from meet_training import base_model
-from meet_training.base_model import PACKAGED, PackagedModel, resolve_base
+from meet_training.base_model import PACKAGED, PackagedModel, check_causal_model, describe_base, resolve_base
 from meet_training.errors import TrainingError
 
 
@@ -86,6 +87,38 @@ def test_a_package_that_cannot_be_fetched_is_named(tmp_path: Path, monkeypatch: 
 
 def test_any_other_name_is_a_path_or_a_hub_name() -> None:
     assert resolve_base("org/model") == Path("org/model")
+
+
+def test_a_base_is_known_by_its_weights_alone_wherever_they_lie(tmp_path: Path) -> None:
+    """Bundles name this digest: one that was made must be known again."""
+    plain = tmp_path / "plain"
+    (plain / "more").mkdir(parents=True)
+    (plain / "model-2.safetensors").write_bytes(b"two")
+    (plain / "model-1.safetensors").write_bytes(b"first")
+    (plain / "more" / "model.safetensors").write_bytes(b"")
+    (plain / "config.json").write_text("{}")
+    lines = "".join(
+        f"{name} {len(content)} {hashlib.sha256(content).hexdigest()}\n"
+        for name, content in (("model-1.safetensors", b"first"), ("model-2.safetensors", b"two"))
+    )
+    lines += f"more/model.safetensors 0 {hashlib.sha256(b'').hexdigest()}\n"
+    described = describe_base("org/model", plain)
+    assert described == BaseModelSource(source="org/model", digest=hashlib.sha256(lines.encode()).hexdigest())
+    plain.rename(tmp_path / "moved")
+    assert describe_base("org/model", tmp_path / "moved") == described
+
+
+def test_a_folder_of_the_hubs_cache_is_as_good_as_the_files(tiny_base: Path, tmp_path: Path) -> None:
+    """There every file is a link to a blob, and some lead nowhere when the download was cut."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(tiny_base.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / str(number))
+    (snapshot / "README.md").symlink_to("../../blobs/none")
+    assert describe_base("base", snapshot) == describe_base("base", tiny_base)
+    check_causal_model(snapshot)
 
 
 def test_the_real_model_is_fetched_and_speaks() -> None:

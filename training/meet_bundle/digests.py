@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def folder_entries(root: Path, folders: tuple[str, ...]) -> dict[str, FileEntry]
                 raise BundleError(f"{path}: a bundle holds plain files and folders, this is a link or a device")
             if path.is_file():
                 paths.append(path)
+    return entries_of(root, paths)
+
+
+def entries_of(root: Path, paths: Sequence[Path]) -> dict[str, FileEntry]:
+    """Digest and size of these files under `root`, by their path relative to it. Links count as what they lead to."""
     # hashlib lets go of the interpreter lock, so threads help where there are several shards.
     with ThreadPoolExecutor() as pool:
         digests = pool.map(file_digest, paths)
@@ -39,8 +45,11 @@ def folder_entries(root: Path, folders: tuple[str, ...]) -> dict[str, FileEntry]
 
 
 def listing_digest(entries: dict[str, FileEntry], folder: str) -> str:
-    """One digest for a folder: SHA-256 over `path size sha256` lines of its files, paths relative to it."""
-    prefix = folder.rstrip("/") + "/"
+    """One digest for a folder: SHA-256 over `path size sha256` lines of its files, paths relative to it.
+
+    `folder` is relative to what the entries' paths are; empty: it is that itself.
+    """
+    prefix = f"{folder.rstrip('/')}/" if folder else ""
     lines = [
         f"{path.removeprefix(prefix)} {entry.size} {entry.sha256}\n"
         for path, entry in sorted(entries.items())

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meet_bundle import BaseModelSource
-from meet_bundle.digests import file_digest, folder_entries, listing_digest
+from meet_bundle.digests import entries_of, file_digest, listing_digest
 from meet_bundle.leftovers import PARTIAL, abandoned, held, prefix
 from meet_training.errors import TrainingError
 
@@ -168,12 +168,14 @@ def own_dtype(config: PretrainedConfig) -> torch.dtype:
 
 
 def describe_base(source: str, folder: Path) -> BaseModelSource:
-    """What the manifest says of a base: its name, and the digest of its weights where it is a folder."""
+    """What the manifest says of a base: its name, and the digest of its weights where it is a folder.
+
+    Weights may be links: the hub's cache holds a model as links to its files.
+    """
     if not folder.is_dir():
         return BaseModelSource(source=source)
-    weights = {
-        name: entry
-        for name, entry in folder_entries(folder.parent, (folder.name,)).items()
-        if name.endswith(".safetensors")
-    }
-    return BaseModelSource(source=source, digest=listing_digest(weights, folder.name))
+    return BaseModelSource(source=source, digest=listing_digest(entries_of(folder, _weight_files(folder)), ""))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.name.endswith(".safetensors") and path.is_file())
