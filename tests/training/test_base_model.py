@@ -10,7 +10,14 @@ import pytest
 
 from meet_bundle import BaseModelSource
 from meet_training import base_model
-from meet_training.base_model import PACKAGED, PackagedModel, check_causal_model, describe_base, resolve_base
+from meet_training.base_model import (
+    PACKAGED,
+    PackagedModel,
+    check_causal_model,
+    describe_base,
+    is_same_base,
+    resolve_base,
+)
 from meet_training.errors import TrainingError
 
 
@@ -106,6 +113,26 @@ def test_a_base_is_known_by_its_weights_alone_wherever_they_lie(tmp_path: Path) 
     assert described == BaseModelSource(source="org/model", digest=hashlib.sha256(lines.encode()).hexdigest())
     plain.rename(tmp_path / "moved")
     assert describe_base("org/model", tmp_path / "moved") == described
+
+
+def test_weights_in_the_older_format_are_told_apart_where_there_are_no_others(tmp_path: Path) -> None:
+    found = []
+    for content in (b"one", b"two"):
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+        (tmp_path / "training_args.bin").write_bytes(b"no weights")
+        found.append(describe_base("base", tmp_path))
+    assert not is_same_base(*found)
+    assert is_same_base(found[1], describe_base("another name", tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"three")
+    safe = describe_base("base", tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert safe == describe_base("base", tmp_path)
+
+
+def test_bases_that_are_no_folders_are_told_apart_by_name() -> None:
+    one, other = (describe_base(name, Path(name)) for name in ("org/no-such-model", "org/another"))
+    assert is_same_base(one, one)
+    assert not is_same_base(one, other)
 
 
 def test_a_folder_of_the_hubs_cache_is_as_good_as_the_files(tiny_base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,41 @@ def test_a_checkpoint_of_another_run_is_not_taken(make_config: Callable[..., Tra
     seen: list[int] = []
     train(make_config(seed=1), callbacks=[At(lambda p: seen.append(p.step))])
     assert seen[0] == 1
+
+
+def test_a_run_is_known_by_what_its_files_hold_not_by_where_they_lie(
+    make_config: Callable[..., TrainConfig], tiny_base: Path, preference_file: Path, tmp_path: Path
+) -> None:
+    base, mine = tmp_path / "base", tmp_path / "mine.jsonl"
+    shutil.copytree(tiny_base, base)
+    shutil.copy(preference_file, mine)
+    started_from = train(make_config(base=str(base), output=tmp_path / "first", stage2={"epochs": 0})).path
+    more: dict[str, Any] = {"stage1": {"epochs": 1, "uncontrolled_share": 0.5}}
+
+    def key(data: Path = mine, start_from: Path = started_from) -> str:
+        config = make_config(base=str(base), start_from=start_from, uncontrolled={"data": [{"path": data}]}, **more)
+        return a_run(config).checkpoints.key
+
+    def key_with(file: Path, old: str, new: str) -> str:
+        before = file.read_text()
+        assert old in before
+        file.write_text(before.replace(old, new))
+        found = key()
+        file.write_text(before)
+        return found
+
+    elsewhere = shutil.copy(mine, tmp_path / "elsewhere.jsonl"), shutil.copytree(started_from, tmp_path / "moved")
+    assert key() == key(elsewhere[0], elsewhere[1])
+    changed = [
+        key_with(base / "chat_template.jinja", "message['content']", "message['content'].strip()"),
+        key_with(base / "tokenizer.json", '"<|pad|>"', '"<|PAD|>"'),
+        key_with(base / "config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+        key_with(base / "generation_config.json", "{", '{"top_k": 3,'),
+        key_with(mine, "as one says", "as some say"),
+    ]
+    other = make_config(base=str(base), output=tmp_path / "other", stage1={"epochs": 1}, stage2={"epochs": 0})
+    changed.append(key(start_from=train(other).path))
+    assert len({key(), *changed}) == 7
 
 
 def test_the_bundle_loads_piece_by_piece_and_its_probes_are_true(

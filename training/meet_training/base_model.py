@@ -6,6 +6,7 @@ SHA-256, converted once to a Hugging Face folder and kept under the user's cache
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -45,6 +46,10 @@ PACKAGED = {
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
+
+
+BESIDE_WEIGHTS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "additional_chat_templates/*.jinja")
+"""Where transformers keeps configurations, tokenizers and chat templates in a model's folder."""
 
 
 def cache_folder() -> Path:
@@ -177,5 +182,22 @@ def describe_base(source: str, folder: Path) -> BaseModelSource:
     return BaseModelSource(source=source, digest=listing_digest(entries_of(folder, _weight_files(folder)), ""))
 
 
+def is_same_base(one: BaseModelSource, other: BaseModelSource) -> bool:
+    """Whether two descriptions are of one base; of bases that are no folders their names are all that is known."""
+    return one.digest == other.digest and (one.digest is not None or one.source == other.source)
+
+
+def digest_beside_weights(folder: Path, config: PretrainedConfig) -> str:
+    """SHA-256 of what decides what a base reads and computes, its weights apart: configurations, tokenizer and chat
+    template. Of a base that is no folder it is that of the revision that the hub gave."""
+    if not folder.is_dir():
+        return hashlib.sha256(str(getattr(config, "_commit_hash", None)).encode()).hexdigest()
+    files = [path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()]
+    return listing_digest(entries_of(folder, files), "")
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.name.endswith(".safetensors") and path.is_file())
+    """Those that a model is loaded from: in PyTorch's older format where there are none in safetensors."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    safe = [path for path in files if path.name.endswith(".safetensors")]
+    return safe or [path for path in files if path.match("pytorch_model*.bin")]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from meet_bundle import Bundle, BundleError, clean_up, open_bundle
-from meet_training.base_model import check_causal_model, describe_base, own_dtype, resolve_base
+from meet_training.base_model import check_causal_model, describe_base, digest_beside_weights, own_dtype, resolve_base
 from meet_training.callbacks import Callback, Callbacks
 from meet_training.config import TrainConfig
 from meet_training.controls.attach import attach
@@ -25,7 +24,7 @@ from meet_training.stages.base_replies import base_replies
 from meet_training.stages.checkpoint import CheckpointFolder, run_key
 from meet_training.stages.machine import Machine, choose_dtype
 from meet_training.stages.objective import Objective
-from meet_training.stages.optimise import LoopConfig
+from meet_training.stages.optimise import UNCONTROLLED_NAME, LoopConfig
 from meet_training.stages.prompt_cache import PROMPT_CACHE_MIB, PromptCache, fits
 from meet_training.stages.reference import reference_logprobs
 from meet_training.stages.resumable import Record, StageParts, run_stage
@@ -95,7 +94,8 @@ class Run:
         self.machine = machine or Machine.join(config.device)
         self.sharded = config.speed.sharding == "full" and self.machine.num_processes > 1
         self.dtype = choose_dtype(config.precision, self.machine.device)
-        self.own_dtype = own_dtype(check_causal_model(folder))
+        model_config = check_causal_model(folder)
+        self.own_dtype = own_dtype(model_config)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         check_tokenizer(self.tokenizer, config.base)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
@@ -104,11 +104,20 @@ class Run:
         self.data_digest = forms.digest(examples)
         self.base = describe_base(config.base, folder)
         self.record = Record()
-        key = run_key(self.config, self.data_digest, self.base, self.dtype, self.machine.device)
-        self.checkpoints = CheckpointFolder(config.output, key, config.checkpoint_every_s)
         self.callbacks = callbacks or Callback()
         self.objective = Objective()
-        self.uncontrolled: list[Rendered] = []
+        uncontrolled = self._uncontrolled_data()
+        rendered = render_all(uncontrolled, self.tokenizer, self.config.max_length)
+        self.uncontrolled = [example for group in rendered.values() for example in group]
+        started_from = open_bundle(config.start_from, verify=False) if config.start_from else None
+        content = {
+            "data": self.data_digest,
+            "beside the base's weights": digest_beside_weights(folder, model_config),
+            "uncontrolled.data": forms.digest(uncontrolled),
+            "start_from": started_from.manifest.digest if started_from else None,
+        }
+        key = run_key(self.config, content, self.base, self.dtype, self.machine.device)
+        self.checkpoints = CheckpointFolder(config.output, key, config.checkpoint_every_s)
 
     def render(self, examples: dict[str, list[forms.Example]]) -> dict[str, list[Rendered]]:
         """What is trained on, by preference. Raises TrainingError."""
@@ -144,12 +153,8 @@ class Run:
 
     def ask_the_base(self) -> None:
         """What the base itself says, where a stage needs it: replies of its own, and how likely it finds pairs."""
-        stages: list[Stage1Config | Stage2Config] = [self.config.stage1, self.config.stage2]
-        shares = [stage.uncontrolled_share for stage in stages if stage.epochs]
         wants_pairs = self.config.objective.kind == "preference"
-        num = num_uncontrolled(sum(map(len, self.rendered.values())), max(shares))
-        if num and self.config.uncontrolled.data:
-            self.uncontrolled = self._uncontrolled_data(num)
+        num = self._num_uncontrolled
         wants_replies = bool(num) and not self.uncontrolled
         if not wants_replies and not wants_pairs:
             return
@@ -169,11 +174,19 @@ class Run:
                 ),
             )
 
-    def _uncontrolled_data(self, num: int) -> list[Rendered]:
-        """At most so many uncontrolled examples of the data that the configuration names."""
-        examples = forms.load_uncontrolled(self.config.uncontrolled.data, limit=num, seed=self.config.seed)
-        group = [replace(example, rejected=None) for example in examples]
-        return render_all({"uncontrolled": group}, self.tokenizer, self.config.max_length)["uncontrolled"]
+    @property
+    def _num_uncontrolled(self) -> int:
+        """How many uncontrolled examples the stages need."""
+        stages: list[Stage1Config | Stage2Config] = [self.config.stage1, self.config.stage2]
+        shares = [stage.uncontrolled_share for stage in stages if stage.epochs]
+        return num_uncontrolled(sum(map(len, self.rendered.values())), max(shares))
+
+    def _uncontrolled_data(self) -> dict[str, list[forms.Example]]:
+        """At most as many examples as are needed of the uncontrolled data, if the configuration names some."""
+        data, num = self.config.uncontrolled.data, self._num_uncontrolled
+        if not data or not num:
+            return {}
+        return {UNCONTROLLED_NAME: forms.load_uncontrolled(data, limit=num, seed=self.config.seed)}
 
     def _base_replies(self, model: PreTrainedModel, num: int) -> list[Rendered]:
         """The base's own replies to at most so many of the prompts."""

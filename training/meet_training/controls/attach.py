@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meet_bundle import BaseModelSource, open_bundle
+from meet_training.base_model import is_same_base
 from meet_training.config import TrainConfig
 from meet_training.controls.control import ControlSet
 from meet_training.controls.lora import LoraTuning
@@ -39,7 +40,7 @@ def _start_from(controls: ControlSet, config: TrainConfig, base: BaseModelSource
     assert config.start_from is not None  # noqa: S101 - its one caller has asked
     bundle = open_bundle(config.start_from)
     manifest = bundle.manifest
-    if manifest.base.digest != base.digest:
+    if not is_same_base(manifest.base, base):
         raise TrainingError(f"start_from: {config.start_from} was made from {manifest.base.source}, not from this base")
     if manifest.controls.kind != config.controls.kind:
         raise TrainingError(

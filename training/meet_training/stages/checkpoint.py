@@ -1,7 +1,7 @@
 """Where a run stands, on disk, so that a killed one goes on. Knows nothing of losses or models.
 
 A checkpoint is one file, replaced atomically, and belongs to one run: its key is the digest of the resolved
-configuration, the data and the base.
+configuration and of the content of all that it names: the data, the base, the bundle that is started from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,23 @@ from meet_bundle.leftovers import claimed
 from meet_training.config import TrainConfig
 from meet_training.errors import TrainingError
 
+DECIDED_BY_CONTENT: dict[str, Any] = {"data": True, "start_from": True, "uncontrolled": {"data"}}
+"""Fields that name files: what is in these decides what a run computes, not where they lie."""
+
+DECIDES_NOTHING = {"output": True, "checkpoint_every_s": True, "trackers": True, "log_folder": True}
+
 
 def run_key(
-    config: TrainConfig, data_digest: str, base: BaseModelSource, dtype: torch.dtype, device: torch.device
+    config: TrainConfig,
+    content: Mapping[str, str | None],
+    base: BaseModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> str:
-    """Digest of all that decides what a run computes."""
-    resolved = config.model_dump(
-        mode="json", exclude={"output", "data", "checkpoint_every_s", "trackers", "log_folder"}
-    )
-    parts = [resolved, data_digest, base.model_dump(mode="json"), str(dtype), device.type]
+    """Digest of all that decides what a run computes. `content` has the digests of what the configuration names alone:
+    data, the bundle that is started from, and of the base what its description leaves out."""
+    resolved = config.model_dump(mode="json", exclude=DECIDED_BY_CONTENT | DECIDES_NOTHING)
+    parts = [resolved, dict(content), base.model_dump(mode="json"), str(dtype), device.type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
