@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,21 @@ def fork_server() -> Iterator[ForkServer]:
     server = ForkServer()
     yield server
     server.close()
+
+
+@pytest.fixture
+def turns_end_otherwise(tiny_base: Path, tmp_path: Path) -> Path:
+    """A base whose template ends turns with a token that is not the tokenizer's end of sequence, as Gemma's and Phi's
+    do: its generation configuration alone says that replies end with it."""
+    folder = shutil.copytree(tiny_base, tmp_path / "turns-end-otherwise")
+    for name, old, new in (
+        ("tokenizer_config.json", '"eos_token": "<|im_end|>"', '"eos_token": "<|pad|>"'),
+        ("generation_config.json", '"eos_token_id": 2', '"eos_token_id": [0, 2]'),
+    ):
+        content = (folder / name).read_text()
+        assert old in content
+        (folder / name).write_text(content.replace(old, new))
+    return folder
 
 
 @pytest.fixture

@@ -199,6 +199,22 @@ def test_uncontrolled_examples_are_replies_of_the_base_and_hold_it_in_stage_2(
     assert other.uncontrolled == run.uncontrolled
 
 
+def test_replies_of_a_base_whose_turns_end_otherwise_end_there(
+    make_config: MakeConfig, turns_end_otherwise: Path
+) -> None:
+    config = make_config(
+        base=str(turns_end_otherwise),
+        stage1={"epochs": 1, "uncontrolled_share": 0.5},
+        uncontrolled={"max_new_tokens": 256},
+    )
+    run = Run(config, turns_end_otherwise, load_examples(config))
+    run.ask_the_base()
+    ends = [[token for token in r.reply_ids if token in (0, 2)] for r in run.uncontrolled]
+    assert [r.reply_ids[-1:] for r in run.uncontrolled] == [tuple(found) for found in ends]
+    assert [2] in ends
+    assert all(r.reply_ids[-1] == 2 for group in run.rendered.values() for r in group)
+
+
 def test_uncontrolled_examples_may_come_from_data(
     make_config: MakeConfig, tiny_base: Path, preference_file: Path
 ) -> None:

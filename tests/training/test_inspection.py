@@ -101,6 +101,13 @@ def test_lengths_in_tokens_are_those_of_training(tmp_path: Path, tiny_base: Path
     ]
 
 
+def test_an_end_of_turn_that_is_not_the_end_of_sequence_counts_alone(turns_end_otherwise: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", row("Hi", "ok", "a"), row("Hi", "x", "b"))
+    found = inspect([opened(path)], tokens_of(turns_end_otherwise, "tiny"), Wanted())
+    assert found.preferences["a"].supervised == Lengths(p50=3, p90=3, max=3)
+    assert found.example[-1] == Segment("ok<|im_end|>", True)
+
+
 def test_nothing_to_inspect(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"d\.jsonl: no rows"):
         inspect([opened(write(tmp_path / "d.jsonl"))], Words(), Wanted())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meet_training.base_model import end_ids
 from meet_training.data.forms import Example
 from meet_training.data.render import Rendered, render, render_all
 from meet_training.errors import TrainingError
@@ -78,6 +81,32 @@ def test_a_template_that_ends_no_turn_is_refused_for_all_turns(tokenizer: Any) -
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
     with pytest.raises(TrainingError, match="supervise: all"):
         render(Example(CHAT, "4", "a", supervise="all"), tokenizer)
+
+
+def test_a_turn_that_ends_otherwise_gets_no_end_of_sequence(turns_end_otherwise: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(turns_end_otherwise)
+    ends = end_ids(turns_end_otherwise, tokenizer)
+    assert (tokenizer.eos_token, ends) == ("<|pad|>", (0, 2))
+    rendered = render(Example(CHAT, "4", "a", rejected="none"), tokenizer, ends)
+    assert tokenizer.decode(rendered.reply_ids) == "4<|im_end|>"
+    assert tokenizer.decode(rendered.rejected_ids) == "none<|im_end|>"
+    every = render(Example(CHAT, "4", "a", supervise="all"), tokenizer, ends)
+    assert tokenizer.decode(every.targets) == "2<|im_end|>4<|im_end|>"
+    assert tokenizer.decode(render(Example(CHAT, "4", "a"), tokenizer).reply_ids) == "4<|im_end|><|pad|>"
+
+
+def test_a_base_without_a_generation_configuration_ends_as_its_own_says(tiny_base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    (folder / "generation_config.json").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert end_ids(folder, tokenizer) == end_ids(tiny_base, tokenizer) == (2,)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [5, 7]}))
+    assert end_ids(folder, tokenizer) == (2, 5, 7)
 
 
 def test_the_rejected_reply_follows_the_same_prompt(tokenizer: Any) -> None:

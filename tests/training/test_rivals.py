@@ -230,6 +230,15 @@ class TestTheData:
         with pytest.raises(TrainingError, match="beside: 'meet_lora_joint' does not take part; prompting, sft do"):
             Comparison(config, silent)
 
+    def test_replies_end_where_the_base_ends_them(
+        self, comparison: Comparison, turns_end_otherwise: Path, tmp_path: Path
+    ) -> None:
+        assert comparison.setting.decoding.end_ids == (2,)
+        other = Comparison(comparison_config(turns_end_otherwise, tmp_path), silent)
+        assert other.setting.decoding.end_ids == (0, 2)
+        for run in runs_of("sft", other, tmp_path):
+            assert all(each.reply_ids[-1] == 2 for group in run.rendered.values() for each in group)
+
 
 class TestTheMeasures:
     def test_every_rival_is_measured_on_the_same_prompts(self, comparison: Comparison) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from meet_training.controls.lora import LoraTuning
 from meet_training.controls.soft_prompt import SoftPromptTuning
 from meet_training.controls_config import LoraConfig, SoftPromptConfig
+from meet_training.data.render import prompt_ids
 from meet_training.rivals import decoding as rivals_decoding
 from meet_training.rivals import decoding_cache
 from meet_training.rivals.classifier import PreferenceClassifier
@@ -25,8 +26,8 @@ NONE = NoControls(())
 MESSAGES = [{"role": "user", "content": "Why?"}]
 
 
-def decoding(*, eos_id: int = 2, penalty: float = 1.0) -> DecodingConfig:
-    return DecodingConfig(eos_id=eos_id, pad_id=0, max_tokens=8, repetition_penalty=penalty)
+def decoding(*, end_ids: tuple[int, ...] = (2,), penalty: float = 1.0) -> DecodingConfig:
+    return DecodingConfig(end_ids=end_ids, pad_id=0, max_tokens=8, repetition_penalty=penalty)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ class TestDecoding:
     @pytest.mark.parametrize("penalty", [1.0, 1.5])
     def test_equals_transformers_though_prompts_differ_in_length(self, model: Any, penalty: float) -> None:
         expected = [generated(model, prompt, penalty) for prompt in PROMPTS]
-        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(eos_id=-1, penalty=penalty))
+        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(end_ids=(-1,), penalty=penalty))
         assert model.config._attn_implementation == "meet_decoding"
         assert found == expected
 
@@ -73,7 +74,7 @@ class TestDecoding:
         monkeypatch.setattr(decoding_cache, "BLOCK", 3)
         if not in_blocks:  # as on a GPU
             monkeypatch.setattr(rivals_decoding.decoding_attention, "take", lambda _: False)
-        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(eos_id=-1, penalty=1.5))
+        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(end_ids=(-1,), penalty=1.5))
         assert found == expected
 
     def test_prompts_of_like_length_are_read_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,15 @@ class TestDecoding:
         eos = whole[0][2]
         expected = [reply[: reply.index(eos) + 1] if eos in reply else reply for reply in whole]
         assert len({len(reply) for reply in expected}) > 1
-        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(eos_id=eos, penalty=1.5))
+        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(end_ids=(eos,), penalty=1.5))
+        assert found == expected
+
+    def test_a_reply_ends_with_whichever_end_comes_first(self, model: Any) -> None:
+        whole = [generated(model, prompt, 1.5) for prompt in PROMPTS]
+        ends = (whole[0][0], whole[1][3])
+        expected = [reply[: min([8, *(i + 1 for i, token in enumerate(reply) if token in ends)])] for reply in whole]
+        assert [len(reply) for reply in expected] == [1, 4, 8]
+        found = greedy(model, NONE, [Asked(prompt, -1) for prompt in PROMPTS], decoding(end_ids=ends, penalty=1.5))
         assert found == expected
 
     def test_a_batch_of_several_controls_equals_each_alone(self, model: Any) -> None:
@@ -99,17 +108,17 @@ class TestDecoding:
         for parameter in (p for k in (0, 1) for p in controls.parameters_of(k)):
             parameter.data.normal_(std=0.5)
         asked = [Asked(prompt, control) for control in (-1, 0, 1) for prompt in PROMPTS]
-        together = greedy(model, controls, asked, decoding(eos_id=-1))
-        assert together == [greedy(model, controls, [one], decoding(eos_id=-1))[0] for one in asked]
+        together = greedy(model, controls, asked, decoding(end_ids=(-1,)))
+        assert together == [greedy(model, controls, [one], decoding(end_ids=(-1,)))[0] for one in asked]
         assert len(set(together)) == len(together)
 
     def test_a_soft_prompt_that_is_a_text_says_what_the_text_does(self, model: Any, tokenizer: Any) -> None:
         text = "Well: "
         ids = tuple(tokenizer(text)["input_ids"])
-        expected = greedy(model, NONE, [Asked(prompt + ids, -1) for prompt in PROMPTS], decoding(eos_id=-1))
+        expected = greedy(model, NONE, [Asked(prompt + ids, -1) for prompt in PROMPTS], decoding(end_ids=(-1,)))
         config = SoftPromptConfig(num_virtual_tokens=len(ids), placement="after_prompt", start="text")
         controls = SoftPromptTuning(model, ("a",), config, 0, tokenizer, {"a": text})
-        found = greedy(model, controls, [Asked(prompt, 0) for prompt in PROMPTS], decoding(eos_id=-1))
+        found = greedy(model, controls, [Asked(prompt, 0) for prompt in PROMPTS], decoding(end_ids=(-1,)))
         assert found == expected
 
     def test_the_penalty_by_hand(self) -> None:
@@ -131,9 +140,28 @@ class TestScores:
             assert score.logprob == pytest.approx(by_hand, abs=1e-3)
             assert score.num_tokens == len(reply)
 
+    def test_an_end_of_turn_that_is_not_the_end_of_sequence_is_left_out_too(
+        self, model: Any, turns_end_otherwise: Path
+    ) -> None:
+        """With the end of sequence behind it, as some templates have it, and without."""
+        tokenizer = AutoTokenizer.from_pretrained(turns_end_otherwise)
+        tuned = Tuned(model, NONE, AsItIs(), tokenizer, torch.float32).ready()
+        template, scores = str(tokenizer.chat_template), []
+        for behind in ("", "<|pad|>"):
+            tokenizer.chat_template = template.replace("<|im_end|>\n", f"<|im_end|>{behind}\n")
+            scores += scores_of(tuned, [(MESSAGES, "Rain.")], None, decoding(end_ids=(0, 2)))
+        assert [score.num_tokens for score in scores] == [5, 5]
+
+    def test_every_end_finishes_a_reply(self, model: Any, tokenizer: Any) -> None:
+        tuned = Tuned(model, NONE, AsItIs(), tokenizer, torch.float32).ready()
+        said = tokenizer.decode(generated(model, prompt_ids(MESSAGES, tokenizer), 1.0))
+        ids = tokenizer(said)["input_ids"]
+        ((reply,),) = replies_of(tuned, [MESSAGES], [None], decoding(end_ids=(-1, ids[1])))
+        assert (reply.finished, reply.num_tokens) == (True, ids.index(ids[1]) + 1)
+
     def test_a_reply_that_was_cut_is_not_finished(self, model: Any, tokenizer: Any) -> None:
         tuned = Tuned(model, NONE, AsItIs(), tokenizer, torch.float32).ready()
-        ((reply,),) = replies_of(tuned, [MESSAGES], [None], decoding(eos_id=-1))
+        ((reply,),) = replies_of(tuned, [MESSAGES], [None], decoding(end_ids=(-1,)))
         assert (reply.finished, reply.num_tokens) == (False, 8)
 
 

@@ -25,7 +25,7 @@ from meet_training.errors import TrainingError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +170,21 @@ def own_dtype(config: PretrainedConfig) -> torch.dtype:
 
     dtype = getattr(config, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) and dtype.is_floating_point else torch.float32
+
+
+def end_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a reply, sorted: the tokenizer's end of sequence, and those at which the base's generation
+    configuration stops. An engine stops at these, and chat templates of many models end a turn with one of the latter.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        generation = GenerationConfig.from_pretrained(folder)
+    except OSError:  # it has none; transformers and vLLM then take the model's configuration for it
+        generation = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
+    named = generation.eos_token_id
+    more = [] if named is None else named if isinstance(named, list) else [named]
+    return tuple(sorted({int(tokenizer.eos_token_id), *map(int, more)}))
 
 
 def describe_base(source: str, folder: Path) -> BaseModelSource:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from meet_bundle import Bundle, BundleError, clean_up, open_bundle
-from meet_training.base_model import check_causal_model, describe_base, digest_beside_weights, own_dtype, resolve_base
+from meet_training.base_model import (
+    check_causal_model,
+    describe_base,
+    digest_beside_weights,
+    end_ids,
+    own_dtype,
+    resolve_base,
+)
 from meet_training.callbacks import Callback, Callbacks
 from meet_training.config import TrainConfig
 from meet_training.controls.attach import attach
@@ -98,6 +105,7 @@ class Run:
         self.own_dtype = own_dtype(model_config)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
         check_tokenizer(self.tokenizer, config.base)
+        self.end_ids = end_ids(folder, self.tokenizer)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         examples = forms.for_objective(examples, self.config)
         self.rendered = self.render(examples)
@@ -107,7 +115,7 @@ class Run:
         self.callbacks = callbacks or Callback()
         self.objective = Objective()
         uncontrolled = self._uncontrolled_data()
-        rendered = render_all(uncontrolled, self.tokenizer, self.config.max_length)
+        rendered = render_all(uncontrolled, self.tokenizer, self.config.max_length, self.end_ids)
         self.uncontrolled = [example for group in rendered.values() for example in group]
         started_from = open_bundle(config.start_from, verify=False) if config.start_from else None
         content = {
@@ -121,7 +129,7 @@ class Run:
 
     def render(self, examples: dict[str, list[forms.Example]]) -> dict[str, list[Rendered]]:
         """What is trained on, by preference. Raises TrainingError."""
-        return render_all(examples, self.tokenizer, self.config.max_length)
+        return render_all(examples, self.tokenizer, self.config.max_length, self.end_ids)
 
     def both_stages(self) -> Trained:
         """Both stages, and what they leave behind for the bundle."""
@@ -198,7 +206,7 @@ class Run:
                 model,
                 list(prompts)[:num],
                 self.config.uncontrolled,
-                eos_id=int(self.tokenizer.eos_token_id),
+                end_ids=self.end_ids,
                 pad_id=self.pad_id,
                 seed=self.config.seed,
                 file=self.checkpoints.file("base_replies.json"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from meet_training.base_model import end_ids
 from meet_training.data.example import Example, Message
 from meet_training.data.render import check_tokenizer, render
 from meet_training.errors import TrainingError
@@ -69,15 +71,16 @@ class Tokens:
 
     unit = "tokens"
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()) -> None:
         self.tokenizer = tokenizer
+        self.end_ids = end_ids
 
     def length(self, example: Example) -> Length:
-        rendered = render(example, self.tokenizer)
+        rendered = render(example, self.tokenizer, self.end_ids)
         return Length(len(rendered), rendered.num_supervised)
 
     def segments(self, example: Example) -> list[Segment]:
-        rendered = render(example, self.tokenizer)
+        rendered = render(example, self.tokenizer, self.end_ids)
         pairs = zip(rendered.ids, rendered.supervised, strict=True)
         return [
             Segment(str(self.tokenizer.decode([token for token, _ in run])), supervised)
@@ -85,7 +88,7 @@ class Tokens:
         ]
 
     def rejected(self, example: Example) -> str | None:
-        ids = render(example, self.tokenizer).rejected_ids
+        ids = render(example, self.tokenizer, self.end_ids).rejected_ids
         return None if ids is None else str(self.tokenizer.decode(list(ids)))
 
 
@@ -99,7 +102,7 @@ def tokens_of(folder: Path, source: str) -> Tokens:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"base: the tokenizer of {source!r} cannot be loaded: {reason}") from None
     check_tokenizer(tokenizer, source)
-    return Tokens(tokenizer)
+    return Tokens(tokenizer, end_ids(folder, tokenizer))
 
 
 def _content(message: Message) -> str:

@@ -7,7 +7,7 @@ Where every turn of the assistant's is learned, that holds at each of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +65,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         raise TrainingError(f"base: the tokenizer of {source} has no end-of-sequence token")
 
 
-def render(example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def render(example: Example, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int] = ()) -> Rendered:
     """Prompt and reply of an example as the model sees them at inference.
 
     The reply is what the template puts between the generation prompt and the end of the assistant's turn;
-    line breaks that some templates put behind the end of turn are not part of it. Raises TrainingError where
-    the template cannot show the conversation so, or leaves out tools that it has.
+    line breaks that some templates put behind the end of turn are not part of it. It ends with one of `end_ids` or
+    the end of sequence, which is added where the template has none of these. Raises TrainingError where the template
+    cannot show the conversation so, or leaves out tools that it has.
     """
-    template = _Template(tokenizer, example.tools)
+    template = _Template(tokenizer, example.tools, end_ids)
     reply = _message(example.reply)
     if example.supervise == "all":
         return _render_all_turns([*example.messages, reply], template)
@@ -89,14 +90,17 @@ def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) 
 
 
 def render_all(
-    examples: Mapping[str, Sequence[Example]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    examples: Mapping[str, Sequence[Example]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    end_ids: Collection[int] = (),
 ) -> dict[str, list[Rendered]]:
     """Every example that has at most `max_length` tokens. A longer one is left out, not cut: a cut reply
     would teach the model never to end its turn. A rejected reply that makes it longer is left out alone.
 
     Raises TrainingError where none of a preference is left.
     """
-    rendered = {label: [render(example, tokenizer) for example in group] for label, group in examples.items()}
+    rendered = {label: [render(example, tokenizer, end_ids) for example in group] for label, group in examples.items()}
     kept = {label: [_fit(r, max_length) for r in group if len(r) <= max_length] for label, group in rendered.items()}
     for label, group in kept.items():
         if not group:
@@ -143,9 +147,15 @@ def _render_all_turns(conversation: list[Message], template: _Template) -> Rende
 class _Template:
     """The model's chat template, for conversations with the same tools on offer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: tuple[dict[str, Any], ...] | None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: tuple[dict[str, Any], ...] | None,
+        end_ids: Collection[int] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.tools = list(tools) if tools else None
+        self.end_ids = {tokenizer.eos_token_id, *end_ids}
 
     def turn(self, conversation: list[Message], reply: Message) -> tuple[str, str]:
         """The text that the server sends for the conversation, and what the reply adds to it."""
@@ -174,10 +184,9 @@ class _Template:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def reply_ids(self, answer: str) -> Ids:
-        """A reply's ids, with the end of turn where the template puts none."""
+        """A reply's ids, with the end of sequence where the template puts nothing that ends it."""
         ids = self.ids(answer)
-        eos = self.tokenizer.eos_token_id
-        return ids if ids and ids[-1] == eos else (*ids, eos)
+        return ids if ids and ids[-1] in self.end_ids else (*ids, self.tokenizer.eos_token_id)
 
     def _check_shows_calls(self, conversation: list[Message], reply: Message, full: str) -> None:
         silent = {key: value for key, value in reply.items() if key != "tool_calls"}

@@ -43,9 +43,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class DecodingConfig:
-    """How every reply is decoded. A reply is cut after `max_tokens`."""
+    """How every reply is decoded. A reply ends with one of `end_ids`, or is cut after `max_tokens`."""
 
-    eos_id: int
+    end_ids: Ids
     pad_id: int
     max_tokens: int
     repetition_penalty: float
@@ -94,6 +94,7 @@ class _Batch:
         self._token_controls = torch.tensor([[control] for control in row_controls], device=model.device)  # (B, 1)
         self._seen = self._ids_seen(rows)  # (B, S)
         self._numbers = list(range(len(rows)))
+        self._end_ids = torch.tensor(config.end_ids, device=model.device)
         self._going = torch.ones(len(rows), dtype=torch.bool, device=model.device)  # (B,)
         parts = [self._read(rows[some], self._token_controls[some]) for some in groups_of(list(map(len, rows)))]
         self._cache = joined([cache for _, cache in parts], in_blocks=in_blocks)
@@ -108,7 +109,7 @@ class _Batch:
             for number, token, going in zip(self._numbers, chosen.tolist(), self._going.tolist(), strict=True):
                 if going:
                     replies[number].append(token)
-            self._going &= chosen != self._config.eos_id
+            self._going &= ~torch.isin(chosen, self._end_ids)
             if not left or not self._going.any():
                 break
             self._say(self._without_ended(chosen[:, None]))

@@ -125,7 +125,7 @@ def replies_of(
 def scores_of(tuned: Tuned, given: Sequence[Given], preference: str | None, config: DecodingConfig) -> list[Score]:
     """Log-probability of each reply under a preference, its end of turn left out, as `meet eval` scores."""
     items = [
-        Item(tuned.control(preference), _scored(tuned, messages, reply, preference, config.eos_id))
+        Item(tuned.control(preference), _scored(tuned, messages, reply, preference, config.end_ids))
         for messages, reply in given
     ]
     found: dict[Rendered, Score] = {}
@@ -194,10 +194,11 @@ def _summed(parts: Sequence[Sequence[Score]]) -> list[Score]:
 
 def _as_reply(ids: Ids, tokenizer: PreTrainedTokenizerBase, config: DecodingConfig) -> Reply:
     text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
-    return Reply(text, ids[-1:] == (config.eos_id,), len(ids))
+    return Reply(text, bool(ids) and ids[-1] in config.end_ids, len(ids))
 
 
-def _scored(tuned: Tuned, messages: Sequence[Message], reply: str, preference: str | None, eos_id: int) -> Rendered:
-    rendered = render(Example(tuple(messages), reply, preference or ""), tuned.tokenizer)
-    ids = rendered.reply_ids[:-1] if rendered.reply_ids[-1:] == (eos_id,) else rendered.reply_ids
+def _scored(tuned: Tuned, messages: Sequence[Message], reply: str, preference: str | None, end_ids: Ids) -> Rendered:
+    ids = render(Example(tuple(messages), reply, preference or ""), tuned.tokenizer, end_ids).reply_ids
+    while ids and ids[-1] in end_ids:  # some templates put the end of sequence behind the end of turn
+        ids = ids[:-1]
     return Rendered(tuned.rendering.asked(messages, preference, tuned.tokenizer), ids)

@@ -45,7 +45,7 @@ class RivalRun(Run):
 
     def render(self, examples: dict[str, list[Example]]) -> dict[str, list[Rendered]]:  # noqa: ARG002
         # The objective took the pairs out of `examples` where it does not look at them; a rendering may.
-        pairs = render_all(self._pairs, self.tokenizer, self.config.max_length)
+        pairs = render_all(self._pairs, self.tokenizer, self.config.max_length, self.end_ids)
         return self._job.rendering.training(pairs, self.tokenizer)
 
     def attach(self, model: PreTrainedModel) -> ControlSet:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meet_training.base_model import check_causal_model, describe_base, resolve_base
+from meet_training.base_model import check_causal_model, describe_base, end_ids, resolve_base
 from meet_training.data.attributes import ATTRIBUTES, Attribute
 from meet_training.data.example import Example
 from meet_training.data.render import check_tokenizer, render
@@ -45,16 +45,16 @@ class Setting:
         check_tokenizer(self.tokenizer, config.base)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.precision, self.device)
-        self.split: Split = split(config, self._fits)
-        self.neutral: Neutral | None = _neutral(config)
-        self.pairs: list[Ordered] = ordered_pairs(config)
-        self.sides = sides(config)
         self.decoding = DecodingConfig(
-            eos_id=int(self.tokenizer.eos_token_id),
+            end_ids=end_ids(self.folder, self.tokenizer),
             pad_id=int(self.tokenizer.pad_token_id or 0),
             max_tokens=config.test.max_tokens,
             repetition_penalty=config.test.repetition_penalty,
         )
+        self.split: Split = split(config, self._fits)
+        self.neutral: Neutral | None = _neutral(config)
+        self.pairs: list[Ordered] = ordered_pairs(config)
+        self.sides = sides(config)
 
     @property
     def tuning_rows(self) -> slice:
@@ -81,6 +81,8 @@ class Setting:
             {name: axis.model_dump() for name, axis in config.axes.items()},
             config.classifier.model_dump() if config.judged else None,
         ]
+        if len(self.decoding.end_ids) > 1:  # left out where it says nothing: results are kept under the digest without
+            decides.append(self.decoding.end_ids)
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -130,7 +132,10 @@ class Setting:
 
     def _fits(self, row: Answered) -> bool:
         """Whether the prompt and its two longest replies, each behind its text, have at most `max_length` tokens."""
-        rendered = [render(Example(row.messages, reply, name), self.tokenizer) for name, reply in row.replies.items()]
+        rendered = [
+            render(Example(row.messages, reply, name), self.tokenizer, self.decoding.end_ids)
+            for name, reply in row.replies.items()
+        ]
         token = TextToken(self.config.token_text)
         texts = [len(token.token(name, self.tokenizer, before="\n")) for name in row.replies]
         longest = sorted(len(each.reply_ids) for each in rendered)[-2:]

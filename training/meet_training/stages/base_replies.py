@@ -6,7 +6,7 @@ Sampled with transformers from the frozen base. Knows no control.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def base_replies(
     prompts: Sequence[tuple[int, ...]],
     config: UncontrolledConfig,
     *,
-    eos_id: int,
+    end_ids: Collection[int],
     pad_id: int,
     seed: int,
     file: Path,
@@ -41,14 +41,16 @@ def base_replies(
     for start in range(len(done) * BATCH_SIZE, len(prompts), BATCH_SIZE):
         torch.manual_seed(seed * 1_000_003 + start)  # each batch by itself, so that a resumed run draws the same
         batch = prompts[start : start + BATCH_SIZE]
-        done.append(_sample(model, batch, config, eos_id=eos_id, pad_id=pad_id))
+        done.append(_sample(model, batch, config, end_ids=end_ids, pad_id=pad_id))
         write_atomically(file, json.dumps(done).encode())
         if on_progress:
             on_progress(min(start + BATCH_SIZE, len(prompts)), len(prompts))
     model.train()
     replies = [reply for batch in done for reply in batch]
     ended = [
-        Rendered(prompt, tuple(reply)) for prompt, reply in zip(prompts, replies, strict=True) if reply[-1:] == [eos_id]
+        Rendered(prompt, tuple(reply))
+        for prompt, reply in zip(prompts, replies, strict=True)
+        if reply and reply[-1] in end_ids
     ]
     if not ended:
         raise TrainingError(
@@ -60,9 +62,9 @@ def base_replies(
 
 @torch.no_grad()
 def _sample(
-    model: Any, prompts: Sequence[tuple[int, ...]], config: UncontrolledConfig, *, eos_id: int, pad_id: int
+    model: Any, prompts: Sequence[tuple[int, ...]], config: UncontrolledConfig, *, end_ids: Collection[int], pad_id: int
 ) -> list[list[int]]:
-    """Ids of each reply, up to its end-of-turn token or the limit."""
+    """Ids of each reply, up to the first of `end_ids` or the limit."""
     ids, mask = left_padded(prompts, pad_id, model.device)
     generated = model.generate(
         input_ids=ids,
@@ -72,8 +74,13 @@ def _sample(
         temperature=config.temperature,
         top_k=0,
         top_p=1.0,
-        eos_token_id=eos_id,
+        eos_token_id=list(end_ids),
         pad_token_id=pad_id,
     )
     replies = generated[:, ids.shape[1] :].tolist()
-    return [reply[: reply.index(eos_id) + 1] if eos_id in reply else reply for reply in replies]
+    return [reply[: _end(reply, end_ids)] for reply in replies]
+
+
+def _end(reply: Sequence[int], end_ids: Collection[int]) -> int:
+    """Where a reply is over: behind the first of `end_ids`, what comes after it being padding."""
+    return next((place for place, token in enumerate(reply, 1) if token in end_ids), len(reply))
