@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from meet_bundle.leftovers import claimed
+from meet_training.data_config import DataConfig
 from meet_training.errors import TrainingError
 from meet_training.evaluation.replies import Reply
 from meet_training.rivals.compare import Comparison
@@ -203,6 +204,26 @@ class TestTheData:
         prompts = [{row.first for row in part} for part in parts]
         assert [len(part) for part in prompts] == [3, 2, 4]
         assert all(not one & other for one, other in itertools.combinations(prompts, 2))
+
+    def test_a_system_message_that_all_have_makes_them_no_one_prompt(
+        self, comparison: Comparison, tiny_base: Path, tmp_path: Path
+    ) -> None:
+        config = comparison_config(tiny_base, tmp_path)
+        for number, role in enumerate(("system", "developer")):
+            rows = [
+                {"messages": [{"role": role, "content": "Say how it is."}, {"role": "user", "content": row["prompt"]}]}
+                | {"reply": row["reply"], "preference": row["preference"]}
+                for row in map(json.loads, (tmp_path / "paired.jsonl").read_text().splitlines())
+            ]
+            path = tmp_path / f"{number}.jsonl"
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            dealt = Comparison(config.model_copy(update={"data": (DataConfig(path=path),)}), silent).setting.split
+            parts = [dealt.test, dealt.tuning, *dealt.training.values()]
+            assert [len(part) for part in parts] == [3, 2, 4]
+            prompts = [{row.first for row in part} for part in parts]
+            assert all(not one & other for one, other in itertools.combinations(prompts, 2))
+            as_without = [*comparison.setting.split.test, *comparison.setting.split.tuning]
+            assert {row.first for row in (*dealt.test, *dealt.tuning)} == {row.first for row in as_without}
 
     def test_too_little_data_is_refused_with_what_there_is(self, tiny_base: Path, tmp_path: Path) -> None:
         config = comparison_config(tiny_base, tmp_path, budget={"pairs": 20})

@@ -1,7 +1,7 @@
 """The data of a comparison: prompts that several preferences have answered, and who gets to see which.
 
-No prompt is on two sides: conversations that begin with the same message go the same way, to the test, to the choice of
-learning rates, to the classifier or to training.
+No prompt is on two sides: conversations that begin with the same message, system messages apart, go the same way, to
+the test, to the choice of learning rates, to the classifier or to training.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from meet_training.data_config import DataConfig
 from meet_training.errors import TrainingError
 from meet_training.rivals.compare_config import CompareConfig, Opposites
 
+SYSTEM_ROLES = ("system", "developer")
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -29,8 +31,9 @@ class Answered:
 
     @property
     def first(self) -> str:
-        """What the conversation begins with."""
-        return str(self.messages[0]["content"])
+        """What the conversation begins with, behind a system message: many conversations may have the same one."""
+        said = [message for message in self.messages if message["role"] not in SYSTEM_ROLES]
+        return str((said or self.messages)[0]["content"])
 
     def has(self, preferences: Iterable[str]) -> bool:
         return all(preference in self.replies for preference in preferences)
