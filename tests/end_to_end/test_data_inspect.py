@@ -58,6 +58,19 @@ def test_a_configuration_in_its_bases_tokens(inspect: Inspect, tiny_base: Path, 
     assert found["test"] == {"rows": 6, "prompts_in_both": 6, "replies_in_both": 6}
 
 
+def test_pairs_that_are_taken_where_the_objective_wants_pairs(
+    inspect: Inspect, tiny_base: Path, tmp_path: Path
+) -> None:
+    figures = tmp_path / "found.json"
+    asked = (EXAMPLES / "pointwise.yaml", f"--base={tiny_base}", "--json", figures)
+    outcome = inspect(*asked, "--examples_per_preference=2", "--objective={kind: preference}")
+    assert outcome.status == 0, outcome.err
+    assert "pairs taken" in outcome.out
+    found = json.loads(figures.read_text())["preferences"]
+    assert [(each["taken"], each["could_pair"], each["pairs_taken"]) for each in found.values()] == [(2, 3, 2)] * 2
+    assert "pairs taken" not in inspect(*asked).out
+
+
 def test_supervised_tokens_stand_in_colour_where_there_is_some(
     inspect: Inspect, monkeypatch: pytest.MonkeyPatch
 ) -> None:

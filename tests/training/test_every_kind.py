@@ -251,6 +251,18 @@ def test_the_preference_objective_makes_pairs_of_opposites_and_wants_some(
         Run(alone, tiny_base, load_examples(alone))
 
 
+def test_it_is_told_how_many_examples_have_a_pair(make_config: MakeConfig, tiny_base: Path) -> None:
+    told: list[str] = []
+    callback = Callback()
+    callback.on_phase = told.append  # type: ignore[method-assign]
+    config = make_config(objective={"kind": "preference"})
+    examples = load_examples(config)
+    examples["short"] = examples["short"][:4]
+    Run(config, tiny_base, examples, callback).ask_the_base()
+    said = "log-probabilities under the base of all pairs; examples with a pair: short 4 of 4, long 4 of 6"
+    assert told == [said]
+
+
 def test_a_base_that_never_ends_is_named(make_config: MakeConfig, tiny_base: Path) -> None:
     stage = {"epochs": 1, "uncontrolled_share": 0.1}
     config = make_config(stage1=stage, uncontrolled={"max_new_tokens": 1, "temperature": 1e-3})

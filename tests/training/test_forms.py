@@ -13,7 +13,7 @@ import pytest
 from meet_training.config import TrainConfig
 from meet_training.data.dataset import DataSet, open_data
 from meet_training.data.drawing import Reservoir, shares
-from meet_training.data.forms import UNCONTROLLED, Example, digest, gather, load_uncontrolled, pair_up
+from meet_training.data.forms import UNCONTROLLED, Example, digest, for_objective, gather, load_uncontrolled, pair_up
 from meet_training.data.sources import Row, expand, read_rows
 from meet_training.data_config import DataConfig
 from meet_training.errors import TrainingError
@@ -370,6 +370,54 @@ class TestMixing:
         assert drawn != self.mixed(limit=8, seed=1)
         everything = self.mixed()
         assert [reply[0] for reply in everything] == ["x"] * 20 + ["y"] * 6
+
+
+class TestDrawing:
+    def drawn(self, *rows: dict[str, Any], weights: tuple[float | None, ...] = (None,), **more: Any) -> Any:
+        sets = [in_memory(*rows, weight=weight) for weight in weights]
+        preferences = {"a": {"axis": "x", "opposite": "b"}, "b": {"axis": "x", "opposite": "a"}}
+        run = config(*(one.data for one in sets), preferences=preferences, **more)
+        return for_objective(gather(run, sets), run)
+
+    def rows(self, num: int, replies: int = 1) -> list[dict[str, str]]:
+        return [
+            {"prompt": f"q{i}", "reply": f"{label}{i}.{n}", "preference": label}
+            for i in range(num)
+            for n in range(replies)
+            for label in "ab"
+        ]
+
+    @pytest.mark.parametrize("weights", [(None,), (2, 1)])
+    def test_where_pairs_are_wanted_opposites_are_drawn_by_prompt(self, weights: tuple[float | None, ...]) -> None:
+        found = self.drawn(
+            *self.rows(200), weights=weights, examples_per_preference=20, objective={"kind": "preference"}
+        )
+        for label in "ab":
+            assert len(found[label]) == 20
+            assert all(example.rejected is not None for example in found[label])
+        again, other = (
+            self.drawn(*self.rows(200), examples_per_preference=20, objective={"kind": "preference"}, seed=seed)
+            for seed in (0, 1)
+        )
+        assert again != other
+        if weights == (None,):
+            assert again == found
+
+    def test_several_replies_to_a_prompt_are_drawn_by_their_number_not_all_or_none(self) -> None:
+        rows = self.rows(100, replies=4)
+        found = self.drawn(*rows, examples_per_preference=40, objective={"kind": "preference"})
+        assert all(example.rejected is not None for group in found.values() for example in group)
+        prompts = {str(example.messages) for example in found["a"]}
+        assert len(prompts) > 25  # all or none would be 10
+        assert [e.reply[1:] for e in found["a"]] == [e.rejected[1:] for e in found["a"]]
+
+    def test_else_each_preference_is_drawn_as_ever(self) -> None:
+        """Bundles and figures were made with these."""
+        likelihood = self.drawn(*self.rows(100), examples_per_preference=6)
+        assert [example.reply for example in likelihood["a"]] == [f"a{i}.0" for i in (11, 13, 15, 53, 62, 73)]
+        assert [example.reply for example in likelihood["b"]] == [f"b{i}.0" for i in (14, 15, 23, 46, 69, 99)]
+        mixed = self.drawn(*self.rows(100), weights=(2, 1), examples_per_preference=6)
+        assert [example.reply for example in mixed["a"]] == [f"a{i}.0" for i in (13, 15, 53, 62, 8, 90)]
 
 
 class TestStreaming:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from meet_training.config import TrainConfig
 from meet_training.data.dataset import DataSet, open_data
+from meet_training.data.forms import for_objective, load_examples
 from meet_training.data.inspection import Inspection, Lengths, OverlapFigures, Wanted, inspect
 from meet_training.data.measure import Segment, Tokens, Words, tokens_of
 from meet_training.data_config import DataConfig
@@ -65,6 +67,32 @@ def test_what_training_takes(tmp_path: Path) -> None:
     assert (found.preferences["short"].examples, found.preferences["short"].taken) == (6, 4)
     limited = inspect([opened(tmp_path / "d.jsonl")], Words(), Wanted(OPPOSITES, limit=2))
     assert (limited.preferences["short"].taken, limited.preferences["long"].taken) == (2, 2)
+
+
+def test_the_pairs_that_training_takes(tmp_path: Path) -> None:
+    """Six prompts that both answer, one of them alike, and two that one alone answers."""
+    rows = [row(f"q{i}", f"{name} {i}", name) for i in range(6) for name in ("short", "long")]
+    rows += [row("q6", "a", "short"), row("q7", "b", "short")]
+    rows[0]["reply"] = rows[1]["reply"] = "the same"
+    opposites = {"short": "long", "long": "short"}
+
+    def found(**wanted: Any) -> list[tuple[int, int, int | None]]:
+        path = write(tmp_path / "d.jsonl", *rows)
+        inspection = inspect([opened(path)], Words(), Wanted(opposites, **wanted))
+        return [(each.taken, each.could_pair, each.pairs_taken) for each in inspection.preferences.values()]
+
+    assert found() == [(8, 6, None), (6, 6, None)]
+    assert found(pairs=True) == [(8, 6, 5), (6, 6, 5)]
+    fields = {
+        "name": "t", "base": "none", "output": "out", "data": [{"path": tmp_path / "d.jsonl"}],
+        "preferences": {label: {"axis": "length", "opposite": other} for label, other in opposites.items()},
+        "objective": {"kind": "preference"}, "examples_per_preference": 3,
+    }  # fmt: skip
+    for seed in range(5):
+        config = TrainConfig.model_validate(fields | {"seed": seed})
+        trained = for_objective(load_examples(config), config)
+        nums = [sum(example.rejected is not None for example in group) for group in trained.values()]
+        assert found(pairs=True, limit=3, seed=seed) == [(3, 6, nums[0]), (3, 6, nums[1])]
 
 
 def test_a_test_file_with_and_without_replies(tmp_path: Path) -> None:

@@ -61,7 +61,9 @@ class TrainConfig(Section):
     stage1: Stage1Config = Stage1Config()
     stage2: Stage2Config = Stage2Config()
     uncontrolled: UncontrolledConfig = UncontrolledConfig()
-    examples_per_preference: int | None = Field(default=None, ge=1, description="take no more; drawn by the seed")
+    examples_per_preference: int | None = Field(
+        default=None, ge=1, description="take no more; drawn by the seed, where the objective wants pairs by prompt"
+    )
     max_length: int = Field(default=1024, ge=8, description="tokens of prompt and reply; longer ones are left out")
     tokens_per_pass: int = Field(default=1024, ge=8, description="tokens in one pass over the model")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -172,8 +172,10 @@ class Run:
         if wants_replies:
             self.uncontrolled = self._base_replies(model, num)
         if wants_pairs:
-            self.callbacks.on_phase("log-probabilities of all pairs under the base")
-            pairs = [r for group in self.rendered.values() for r in group if r.rejected_ids is not None]
+            paired = {label: [r for r in group if r.rejected_ids is not None] for label, group in self.rendered.items()}
+            pairs = [r for group in paired.values() for r in group]
+            nums = ", ".join(f"{label} {len(group)} of {len(self.rendered[label])}" for label, group in paired.items())
+            self.callbacks.on_phase(f"log-probabilities under the base of all pairs; examples with a pair: {nums}")
             self.objective = Objective(
                 beta=self.config.objective.beta,
                 likelihood_weight=self.config.objective.likelihood_weight,

@@ -45,7 +45,13 @@ def asked_of(source: str, overrides: Sequence[str], base: str | None, max_length
 
         config = load_config(Path(source), overrides)
         opposites = {label: preference.opposite for label, preference in config.preferences.items()}
-        wanted = Wanted(opposites, max_length or config.max_length, config.examples_per_preference)
+        wanted = Wanted(
+            opposites,
+            max_length or config.max_length,
+            config.examples_per_preference,
+            config.seed,
+            pairs=config.objective.kind == "preference",
+        )
         return Asked(config.data, wanted, base or config.base)
     return Asked((_data_of(source, overrides),), Wanted(max_length=max_length), base)
 
@@ -149,6 +155,8 @@ def _table(inspection: Inspection) -> Table:
     table.add_column("preference")
     for heading in ("examples", "taken", "prompt and reply", "supervised", "too long", "pairs", "could pair"):
         table.add_column(heading, justify="right")
+    if any(figures.pairs_taken is not None for figures in inspection.preferences.values()):
+        table.add_column("pairs taken", justify="right")
     for label, figures in inspection.preferences.items():
         table.add_row(label, *_cells(figures), style="red" if not figures.examples else None)
     return table
@@ -157,7 +165,9 @@ def _table(inspection: Inspection) -> Table:
 def _cells(figures: PreferenceFigures) -> list[str]:
     spans = [f"{one.p50} | {one.p90} | {one.max}" if one else "-" for one in (figures.whole, figures.supervised)]
     too_long = "-" if figures.too_long is None else str(figures.too_long)
-    return [str(figures.examples), str(figures.taken), *spans, too_long, str(figures.pairs), str(figures.could_pair)]
+    pairs = [str(figures.pairs), str(figures.could_pair)]
+    taken = [] if figures.pairs_taken is None else [str(figures.pairs_taken)]
+    return [str(figures.examples), str(figures.taken), *spans, too_long, *pairs, *taken]
 
 
 def _remarks(inspection: Inspection) -> list[str]:

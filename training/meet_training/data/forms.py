@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from meet_training.config import TrainConfig
 from meet_training.data.dataset import DataSet, open_data
-from meet_training.data.drawing import Mixture
+from meet_training.data.drawing import Draws, Mixture
 from meet_training.data.example import UNCONTROLLED, Example, Message
 from meet_training.data.sources import reading
 from meet_training.data_config import DataConfig
@@ -24,11 +24,13 @@ __all__ = [
     "Example",
     "Message",
     "digest",
+    "draws_by_prompt",
     "for_objective",
     "gather",
     "load_examples",
     "load_uncontrolled",
     "pair_up",
+    "prompt_key",
 ]
 
 
@@ -41,12 +43,13 @@ def load_examples(config: TrainConfig) -> dict[str, list[Example]]:
 
 
 def gather(config: TrainConfig, data_sets: Sequence[DataSet]) -> dict[str, list[Example]]:
-    """The same from data sets that are open already. Holds no more examples than it returns."""
-    weights = [data_set.data.weight for data_set in data_sets]
-    found: dict[str, Mixture[Example]] = {
-        label: Mixture(weights, config.examples_per_preference, f"{config.seed}/{label}")
-        for label in config.preferences
-    }
+    """The same from data sets that are open already. Holds no more examples than it returns.
+
+    Where the objective wants pairs and not all examples are taken, they are drawn by prompt.
+    """
+    weights, limit = [data_set.data.weight for data_set in data_sets], config.examples_per_preference
+    found: Draws[Example] = Draws(config.preferences, weights, limit, config.seed)
+    by_prompt = draws_by_prompt(config)
     seen: set[str] = set()
     for number, data_set in enumerate(data_sets):
         with reading(data_set.labelled()) as rows:
@@ -54,15 +57,22 @@ def gather(config: TrainConfig, data_sets: Sequence[DataSet]) -> dict[str, list[
                 seen.add(label)
                 if example is None:
                     continue
-                if example.preference not in found:
+                if example.preference not in config.preferences:
+                    known = ", ".join(config.preferences)
                     raise TrainingError(
-                        f"{data_set.data.source}: label {label!r} is none of the preferences ({', '.join(found)}); "
+                        f"{data_set.data.source}: label {label!r} is none of the preferences ({known}); "
                         f"name it under `preferences`, or map it under `labels`"
                     )
-                found[example.preference].offer(number, example)
-    drawn = {label: mixture.drawn() for label, mixture in found.items()}
+                found.offer(example.preference, number, example, prompt_key(example) if by_prompt else None)
+    drawn = found.drawn()
     _check_labels(drawn, seen, ", ".join(data_set.data.source for data_set in data_sets))
     return drawn
+
+
+def draws_by_prompt(config: TrainConfig) -> bool:
+    """Whether examples are drawn by prompt: where pairs are wanted, which draws of each preference would break."""
+    draws = config.examples_per_preference is not None or any(data.weight is not None for data in config.data)
+    return draws and config.objective.kind == "preference"
 
 
 def load_uncontrolled(configs: Sequence[DataConfig], *, limit: int | None = None, seed: int = 0) -> list[Example]:
@@ -110,7 +120,7 @@ def pair_up(examples: Mapping[str, Sequence[Example]], opposites: Mapping[str, s
         turn: dict[str, int] = defaultdict(int)
         paired[label] = []
         for example in group:
-            prompt = _prompt_key(example)
+            prompt = prompt_key(example)
             replies = others.get(prompt, [])
             if replies and example.rejected is None and example.supervise == "last":
                 rejected = replies[turn[prompt] % len(replies)]
@@ -118,6 +128,11 @@ def pair_up(examples: Mapping[str, Sequence[Example]], opposites: Mapping[str, s
                 example = replace(example, rejected=rejected) if rejected != example.reply else example
             paired[label].append(example)
     return paired
+
+
+def prompt_key(example: Example) -> str:
+    """What pairs have in common: the conversation up to the reply, and the tools on offer."""
+    return json.dumps([example.messages, example.tools], sort_keys=True)
 
 
 def digest(examples: Mapping[str, Sequence[Example]]) -> str:
@@ -141,13 +156,9 @@ def _check_labels(drawn: Mapping[str, Sequence[Example]], seen: set[str], source
         raise TrainingError(f"{sources}: no example of {', '.join(missing)}; labels found: {', '.join(sorted(seen))}")
 
 
-def _prompt_key(example: Example) -> str:
-    return json.dumps([example.messages, example.tools], sort_keys=True)
-
-
 def _by_prompt(group: Sequence[Example]) -> dict[str, list[str | Message]]:
     replies: dict[str, list[str | Message]] = defaultdict(list)
     for example in group:
         if example.supervise == "last":
-            replies[_prompt_key(example)].append(example.reply)
+            replies[prompt_key(example)].append(example.reply)
     return replies

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, Field
 
 from meet_training.data.dataset import DataSet
-from meet_training.data.drawing import shares
+from meet_training.data.drawing import Draws, shares
 from meet_training.data.example import Example, Message
+from meet_training.data.forms import pair_up, prompt_key
 from meet_training.data.measure import Measure, Segment
 from meet_training.data.sources import reading
 from meet_training.errors import TrainingError
@@ -58,6 +59,7 @@ class PreferenceFigures(_Frozen):
     too_long: int | None = Field(description="examples over max_length, which training leaves out")
     pairs: int = Field(description="examples with the reply that they are preferred to")
     could_pair: int = Field(description="others whose prompt the opposite preference answers too")
+    pairs_taken: int | None = Field(description="of those taken, examples with a pair, where the objective wants pairs")
 
 
 class OverlapFigures(_Frozen):
@@ -101,11 +103,14 @@ class _Group:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What training would do with the data: its preferences with their opposites, and its limits."""
+    """What training would do with the data: its preferences with their opposites, its limits, the seed that examples
+    are drawn by, and whether its objective wants pairs."""
 
     opposites: Mapping[str, str | None] = field(default_factory=dict)
     max_length: int | None = None
     limit: int | None = None
+    seed: int = 0
+    pairs: bool = False
 
 
 def inspect(
@@ -121,6 +126,10 @@ def inspect(
     labels: Counter[str] = Counter()
     first: Example | None = None
     num_seen = num_not_wanted = 0
+    weights = [data_set.data.weight for data_set in data_sets]
+    draws: Draws[Example] | None = None
+    if wanted.pairs:
+        draws = Draws(wanted.opposites, weights, wanted.limit, wanted.seed)
     for number, data_set in enumerate(data_sets):
         with reading(data_set.labelled()) as rows:
             for label, example in rows:
@@ -133,15 +142,17 @@ def inspect(
                     continue
                 first = first or example
                 _count(groups.setdefault(example.preference, _Group()), number, example, measure)
+                if draws is not None and example.preference in wanted.opposites:
+                    draws.offer(example.preference, number, _shortened(example), prompt_key(example))
     if first is None:
         sources = ", ".join(data_set.data.source for data_set in data_sets)
         raise TrainingError(f"{sources}: {'no rows' if not labels else 'no row is data of a preference'}")
-    weights = [data_set.data.weight for data_set in data_sets]
+    paired = {} if draws is None else pair_up(draws.drawn(), wanted.opposites)
     return Inspection(
         data=[_data_set_figures(data_set) for data_set in data_sets],
         unit=measure.unit,
         max_length=wanted.max_length,
-        preferences={label: _figures(label, groups, weights, wanted) for label in groups},
+        preferences={label: _figures(label, groups, weights, wanted, paired.get(label)) for label in groups},
         labels=dict(labels.most_common()),
         not_wanted=num_not_wanted,
         duplicates=sum(group.num_duplicates for group in groups.values()),
@@ -170,7 +181,11 @@ def _count(group: _Group, data_set: int, example: Example, measure: Measure) -> 
 
 
 def _figures(
-    label: str, groups: Mapping[str, _Group], weights: Sequence[float | None], wanted: Wanted
+    label: str,
+    groups: Mapping[str, _Group],
+    weights: Sequence[float | None],
+    wanted: Wanted,
+    paired: Sequence[Example] | None,
 ) -> PreferenceFigures:
     group = groups[label]
     opposite = groups.get(wanted.opposites.get(label) or "", _Group())
@@ -189,6 +204,7 @@ def _figures(
         too_long=too_long,
         pairs=group.num_pairs,
         could_pair=sum(n for prompt, n in group.lone_prompts.items() if prompt in opposite.prompts),
+        pairs_taken=None if paired is None else sum(example.rejected is not None for example in paired),
     )
 
 
@@ -226,6 +242,13 @@ def _overlap(test: DataSet, groups: Mapping[str, _Group]) -> OverlapFigures:
                 num_prompts += 1
                 num_replies += reply is not None and any(whole in group.examples for group in groups.values())
     return OverlapFigures(rows=test.num_rows, prompts_in_both=num_prompts, replies_in_both=num_replies)
+
+
+def _shortened(example: Example) -> Example:
+    """An example of which digests alone are left, as much as says what it makes a pair with."""
+    prompt, whole = _digests([*example.messages, *(example.tools or ())], example.reply)
+    rejected = None if example.rejected is None else ""
+    return Example(({"prompt": prompt},), str(whole), example.preference, rejected, supervise=example.supervise)
 
 
 def _digests(messages: Sequence[Message], reply: str | Message | None) -> tuple[int, int]:
