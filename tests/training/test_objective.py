@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -175,10 +176,53 @@ def test_logits_that_a_model_changes_afterwards_are_taken_as_changed(model: Any)
             final_logit_softcapping=0.5,
         )
     )
+    check_nll(gemma)
+
+
+def check_nll(model: Any) -> None:
+    """That of the supervised tokens is what cross entropy over the model's own logits is."""
     batch = plain(ITEMS)
-    logits = gemma(batch.ids, use_cache=False).logits[batch.predicts]
+    logits = model(batch.ids, use_cache=False).logits[batch.predicts]
     expected = torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
-    torch.testing.assert_close(reply_nll(gemma, batch), expected)
+    torch.testing.assert_close(reply_nll(model, batch), expected)
+
+
+def test_so_are_those_of_a_model_that_multiplies_them() -> None:
+    from transformers import FalconH1Config, FalconH1ForCausalLM
+
+    torch.manual_seed(0)
+    config = FalconH1Config(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        mamba_d_ssm=16,
+        mamba_n_heads=2,
+        mamba_d_head=8,
+        mamba_d_state=4,
+        mamba_chunk_size=4,
+        lm_head_multiplier=0.1,
+    )
+    check_nll(FalconH1ForCausalLM(config).float().eval())
+
+
+def test_so_are_those_of_a_model_whose_configuration_of_text_says_so(model: Any) -> None:
+    """As that of Gemma 3n does, which reads pictures and sound too."""
+    text_config = copy.deepcopy(model.config)
+    text_config.logits_scaling = 4.0
+    model.config.get_text_config = lambda **_: text_config
+    own_logits = type(model).forward
+
+    def forward(**given: Any) -> Any:
+        out = own_logits(model, **given)
+        out.logits = out.logits / text_config.logits_scaling
+        return out
+
+    model.forward = lambda ids=None, **given: forward(**{"input_ids": ids, **given})
+    check_nll(model)
 
 
 def test_nothing_is_learned_from_uncontrolled_examples_while_the_model_is_frozen(model: Any) -> None:

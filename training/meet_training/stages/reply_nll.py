@@ -22,7 +22,12 @@ from meet_training.stages import packed_attention
 from meet_training.stages.layout import Batch
 
 # What some models do to logits behind their output layer (fields of their configuration, and the value for "nothing").
-_AFTER_LOGITS = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit_scale": 1.0}
+_AFTER_LOGITS = {
+    "final_logit_softcapping": None,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+    "lm_head_multiplier": 1.0,
+}
 
 # Logits that are kept for the backward pass rather than computed again there: 256 MiB in float32.
 _MAX_KEPT_LOGITS = 1 << 26
@@ -104,8 +109,12 @@ def _nll_of_logits(logits: Tensor, targets: Tensor, *, turn_into_gradient: bool)
 
 def _is_plain(model: nn.Module, head: nn.Module) -> bool:
     """Whether logits are nothing but hidden states times a matrix."""
-    config = getattr(model, "config", None)
-    untouched = all(getattr(config, field, nothing) in (None, nothing) for field, nothing in _AFTER_LOGITS.items())
+    config: Any = getattr(model, "config", None)
+    # Of a model that reads more than text, the fields stand in the configuration of the part that does.
+    configs = [config, config.get_text_config()] if hasattr(config, "get_text_config") else [config]
+    untouched = all(
+        getattr(each, field, nothing) in (None, nothing) for each in configs for field, nothing in _AFTER_LOGITS.items()
+    )
     return type(head) is nn.Linear and head.bias is None and untouched
 
 
