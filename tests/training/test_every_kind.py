@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 
 from meet_bundle import Bundle
 from meet_training.callbacks import Callback
@@ -121,6 +123,23 @@ def test_stage_2_by_a_lora_of_the_model_is_merged(make_config: MakeConfig, kind:
             assert torch.linalg.matrix_rank(moved, rtol=1e-3) == 2, name
         else:
             assert not moved.count_nonzero(), name
+
+
+@pytest.mark.parametrize(("precision", "held"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_a_lora_of_a_bfloat16_model_is_tuned_in_the_arithmetic_that_is_asked_for(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path, precision: str, held: torch.dtype
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16).save_pretrained(base)
+    stage2 = {"epochs": 1, "batch_size": 2, "learning_rate": 0.01, "model": "lora", "model_rank": 2}
+    config = make_config(base=str(base), precision=precision, stage2=stage2)
+    run = Run(config, base, load_examples(config))
+    model, _ = run.stage2(run.stage1())
+    assert {parameter.dtype for parameter in model.model.embed_tokens.parameters()} == {held}
+    bundle = train(config)
+    assert {tensor.dtype for tensor in load_file(bundle.model_path / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_stage_2_alone_starts_from_new_controls_or_from_those_of_a_bundle(

@@ -241,7 +241,7 @@ class Run:
         """Fine-tunes the model with the controls of stage 1; returns both, ready to be detached."""
         stage = self.config.stage2
         whole = stage.epochs and stage.model == "whole"
-        model = self.load_model(torch.float32 if whole else self.own_dtype)  # small steps are lost in bfloat16 weights
+        model = self.load_model(self._stage2_dtype)
         controls = self.attach(model)
         if controls_state is not None:
             controls.load_state(controls_state)
@@ -261,6 +261,14 @@ class Run:
                 controls.centre([k for k, name in enumerate(controls.names) if name in self.config.opposed])
         return model, controls
 
+    @property
+    def _stage2_dtype(self) -> torch.dtype:
+        """What stage 2 holds the model in, where it does anything: float32 where all of it is tuned, since small steps
+        are lost in bfloat16 weights, or where the arithmetic is float32. Else as it is kept in its files."""
+        stage = self.config.stage2
+        in_float32 = stage.epochs and (stage.model == "whole" or self.dtype == torch.float32)
+        return torch.float32 if in_float32 else self.own_dtype
+
     def shard(self, model: PreTrainedModel, controls: ControlSet | None = None, lora: ModelLora | None = None) -> None:
         """Leaves this process its part of a model, where `speed.sharding` says so; what is learned in its place stays
         whole. Before optimisers are made."""
@@ -272,7 +280,7 @@ class Run:
     def _put_together(self, parts: StageParts, by_lora: bool) -> tuple[PreTrainedModel, ControlSet, ModelLora | None]:
         """What a stage made of a sharded model, as one that is not, in main memory; the main process alone has it."""
         state = parts.state(keep=self.machine.is_main)
-        model = self.load_model(self.own_dtype if by_lora else torch.float32)
+        model = self.load_model(self._stage2_dtype)
         controls = self.attach(model)
         lora = ModelLora(model, self.config.stage2, self.config.seed) if by_lora else None
         if self.machine.is_main:
