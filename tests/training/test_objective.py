@@ -94,6 +94,17 @@ def test_the_reference_is_the_log_probability_under_the_base(model: Any) -> None
             assert found == pytest.approx(sum(float(logprobs[start + i - 1, t]) for i, t in enumerate(reply)), abs=1e-4)
 
 
+def test_the_reference_of_a_base_with_dropout_is_what_it_says_without(tiny_base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attention_dropout=0.5)
+    pairs = [Rendered((5, 6, 7), (8, 9), rejected_ids=(10,))]
+    expected = reference_logprobs(model.eval(), pairs, 64, pad_id=0, device=CPU)
+    model.train()
+    assert reference_logprobs(model, pairs, 64, pad_id=0, device=CPU) == expected
+    assert all(module.training for module in model.modules())
+
+
 def test_at_the_base_itself_the_preference_loss_is_ln_2_and_it_prefers_the_winner_after_a_step(model: Any) -> None:
     controls = random_controls(model)
     pair = Rendered((5, 6), (8, 9), rejected_ids=(7, 4))

@@ -122,6 +122,20 @@ def test_prompts_computed_once_give_the_same_loss_and_gradients(model: Any, toke
         torch.testing.assert_close(gradients[0], gradients[other])
 
 
+def test_kept_prompts_of_a_base_with_dropout_are_what_it_makes_of_them_without(tiny_base: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attention_dropout=0.5)
+    items, found = [Item(0, Rendered((5, 6, 7, 8), (9, 10)))], []
+    for training in (False, True):
+        model.train(training)
+        _, given = PromptCache(1 << 20, torch.device("cpu")).lay_out(model, items, lambda _: ((), ()), 0)
+        found.append([tensor for layer in given["past_key_values"].layers for tensor in (layer.keys, layer.values)])
+        assert model.training is training
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_full_cache_keeps_what_it_has_and_computes_the_rest(model: Any, tokenizer: Any) -> None:
     controls = soft(model, tokenizer)
     items = [Item(0, Rendered((5, 6, 7, 9), (8, 9))), Item(1, Rendered((5, 6), (8, 9, 10)))]

@@ -16,6 +16,7 @@ from meet_bundle.bundle import write_atomically
 from meet_training.data.render import Rendered
 from meet_training.errors import TrainingError
 from meet_training.stages.left_padding import left_padded
+from meet_training.stages.without_dropout import without_dropout
 from meet_training.stages_config import UncontrolledConfig
 
 BATCH_SIZE = 16
@@ -37,15 +38,14 @@ def base_replies(
     What is done is kept in `file`, so that a killed run goes on there. Raises TrainingError where no reply ended.
     """
     done: list[list[list[int]]] = json.loads(file.read_text()) if file.is_file() else []
-    model.eval()
-    for start in range(len(done) * BATCH_SIZE, len(prompts), BATCH_SIZE):
-        torch.manual_seed(seed * 1_000_003 + start)  # each batch by itself, so that a resumed run draws the same
-        batch = prompts[start : start + BATCH_SIZE]
-        done.append(_sample(model, batch, config, end_ids=end_ids, pad_id=pad_id))
-        write_atomically(file, json.dumps(done).encode())
-        if on_progress:
-            on_progress(min(start + BATCH_SIZE, len(prompts)), len(prompts))
-    model.train()
+    with without_dropout(model):
+        for start in range(len(done) * BATCH_SIZE, len(prompts), BATCH_SIZE):
+            torch.manual_seed(seed * 1_000_003 + start)  # each batch by itself, so that a resumed run draws the same
+            batch = prompts[start : start + BATCH_SIZE]
+            done.append(_sample(model, batch, config, end_ids=end_ids, pad_id=pad_id))
+            write_atomically(file, json.dumps(done).encode())
+            if on_progress:
+                on_progress(min(start + BATCH_SIZE, len(prompts)), len(prompts))
     replies = [reply for batch in done for reply in batch]
     ended = [
         Rendered(prompt, tuple(reply))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from meet_training.data.batches import Item
 from meet_training.stages.layout import Batch, VirtualIds, lay_out_tails
+from meet_training.stages.without_dropout import without_dropout
 
 PROMPT_CACHE_MIB = 2048  # where prompts are kept and nobody said how much memory for
 
@@ -70,7 +71,8 @@ class PromptCache:
         """One pass over the model without its output layer."""
         longest = max(map(len, prompts))
         ids = torch.tensor([[*prompt, *[pad_id] * (longest - len(prompt))] for prompt in prompts], device=self._device)
-        cache = model.get_decoder()(input_ids=ids, use_cache=True).past_key_values  # type: ignore[operator]
+        with without_dropout(model):
+            cache = model.get_decoder()(input_ids=ids, use_cache=True).past_key_values  # type: ignore[operator]
         # Padding on the right changes nothing on its left, and is cut off.
         return [
             [

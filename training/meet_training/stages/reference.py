@@ -12,6 +12,7 @@ from meet_training.data.render import Rendered
 from meet_training.stages.layout import lay_out
 from meet_training.stages.objective import Reference
 from meet_training.stages.reply_nll import reply_nll
+from meet_training.stages.without_dropout import without_dropout
 
 
 @torch.no_grad()
@@ -23,7 +24,8 @@ def reference_logprobs(
     reference: Reference = {}
     for group in passes(items, tokens_per_pass):
         batch = lay_out(group, lambda _: ((), ()), pad_id, device)
-        nll = reply_nll(model, batch)
+        with without_dropout(model):
+            nll = reply_nll(model, batch)
         sums = torch.zeros(len(batch.row_controls), device=device).index_add(0, batch.replies, -nll)
         for pair, (preferred, rejected) in zip(batch.paired, sums[batch.pairs].tolist(), strict=True):
             reference[pair] = (preferred, rejected)
