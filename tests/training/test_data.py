@@ -46,6 +46,15 @@ def test_rows_of_every_container_are_the_same(tmp_path: Path) -> None:
     assert [row.number for row in read_rows(tmp_path / "x.jsonl")] == [1, 3]
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.jsonl", "x.json"])
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_it(tmp_path: Path, name: str) -> None:
+    """Spreadsheets write one."""
+    text = {"csv": "prompt,b\nWhy?,1\n", "json": '[{"prompt": "Why?", "b": "1"}]'}
+    content = text.get(name.split(".")[1], '{"prompt": "Why?", "b": "1"}\n').encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert [row.fields for row in read_rows(tmp_path / name)] == [{"prompt": "Why?", "b": "1"}]
+
+
 BAD_FILES = {
     "x.jsonl": (b'{"a": 1}\n{"a": \n', r"x\.jsonl:2: not JSON"),
     "y.jsonl": (b"[1]\n", r"y\.jsonl:1: expected an object, found list"),
@@ -83,6 +92,18 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
         r"must end before the reply",
     ),
     (
+        {"prompt": "a\ud83d", "reply": "b", "preference": "short"},
+        r":1: field 'prompt' must be Unicode text, found half of a surrogate pair, '\\ud83d'",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "\udc00"}], "reply": "b", "preference": "short"},
+        r"field 'messages.0' must be Unicode text, found half of a surrogate pair, '\\udc00'",
+    ),
+    (
+        {"prompt": "a", "reply": "b", "preference": "short", "tools": [{"name": "f\ud83d"}]},
+        r"field 'tools' must be Unicode text",
+    ),
+    (
         {"prompt": "a", "reply": "b", "preference": "other"},
         r"label 'other' is none of the preferences \(short, long\)",
     ),
@@ -93,6 +114,17 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
 def test_a_bad_row_is_named_with_file_line_and_field(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         load_examples(config(write(tmp_path / "d.jsonl", row)))
+
+
+def test_a_row_that_no_tokenizer_takes_is_left_out_where_asked(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "\U0001f600", "reply": "a", "preference": "short"},
+        {"prompt": "\ud83d", "reply": "b", "preference": "short"},
+        {"prompt": "q", "reply": "c", "preference": "long"},
+    ]
+    path = write(tmp_path / "d.jsonl", *rows)
+    found = load_examples(config(path, data=[{"path": path, "bad_rows": "leave_out"}]))
+    assert [example.reply for group in found.values() for example in group] == ["a", "c"]
 
 
 def test_empty_and_one_label_data_are_refused(tmp_path: Path) -> None:

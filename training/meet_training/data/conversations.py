@@ -28,10 +28,11 @@ def value_of(row: Row, field: str) -> Any:
 
 
 def text_of(row: Row, field: str) -> str:
-    """A field's text. Raises RowError where it is none, or blank."""
+    """A field's text. Raises RowError where it is none, blank, or no Unicode text."""
     value = value_of(row, field)
     if not isinstance(value, str) or not value.strip():
         raise row.mistake(field, f"must be text that is not empty, found {value!r}")
+    _check_unicode(row, field, value)
     return value
 
 
@@ -127,6 +128,7 @@ def tools_of(row: Row, field: str) -> tuple[dict[str, Any], ...] | None:
         raise row.mistake(
             field, f"must be a list of objects that describe a tool each, or its JSON text, {found(value)}"
         )
+    _check_unicode(row, field, value)
     return tuple(value) or None
 
 
@@ -138,6 +140,17 @@ def found(value: Any) -> str:
 def _start(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def _check_unicode(row: Row, field: str, value: Any) -> None:
+    """Raises RowError where a text, or one in a message, has half of a surrogate pair: no tokenizer takes it. JSON lets
+    it be written as an escape."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise row.mistake(field, f"must be Unicode text, found half of a surrogate pair, {half!r}") from None
 
 
 def _decoded(row: Row, field: str, value: Any) -> Any:
@@ -165,6 +178,7 @@ def _message(row: Row, field: str, value: Any) -> Message:
     content = message.setdefault("content", "" if "tool_calls" in message else None)
     if not isinstance(content, str) or not (content.strip() or "tool_calls" in message or message["role"] == "tool"):
         raise row.mistake(f"{field}.content", f"must be text that is not empty, {found(content)}")
+    _check_unicode(row, field, message)
     return message
 
 

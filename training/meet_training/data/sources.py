@@ -108,8 +108,9 @@ def _open_text(path: Path) -> Iterator[tuple[IO[str], IO[bytes]]]:
     """The file's text, and the file below it, whose position says how much was read."""
     with path.open("rb") as raw:
         inner = gzip.GzipFile(fileobj=raw) if path.name.endswith(".gz") else raw
-        # Without universal newlines: in CSV a carriage return may stand inside a cell.
-        with io.TextIOWrapper(inner, encoding="utf-8", newline="" if ".csv" in path.suffixes else None) as text:
+        # Without universal newlines: in CSV a carriage return may stand inside a cell. A mark at the start of the file,
+        # as spreadsheets write, is no part of its first name.
+        with io.TextIOWrapper(inner, encoding="utf-8-sig", newline="" if ".csv" in path.suffixes else None) as text:
             yield text, raw
 
 
