@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ import torch
 pytest.importorskip("vllm")
 
 from meet_server.engine import plugin, releases
+from meet_server.engine.adapters import Adapters
+from meet_server.registry.live import LoadedControl
 
 
 def parameters(function: object) -> set[str]:
@@ -61,14 +66,33 @@ def test_list_of_models_takes_entries() -> None:
 
 
 def test_lora_request_and_the_prefix_cache_key() -> None:
-    from pathlib import Path
-
     from vllm.v1.core import kv_cache_utils
 
     request = releases.lora_request("concise@digest", 7, Path("/controls/concise"))
     assert (request.lora_name, request.lora_int_id, request.lora_path) == ("concise@digest", 7, "/controls/concise")
     # The digest in the name keeps blocks of an updated control apart.
     assert "lora_request.lora_name" in inspect.getsource(kv_cache_utils._gen_lora_extra_hash_keys)
+
+
+def test_two_instances_of_one_content_are_two_adapters_to_vllm() -> None:
+    """Rolled back to a content whose requests have not ended: in one batch vLLM would load one of the two alone."""
+    from vllm.lora.request import LoRARequest
+
+    assert "self.lora_name == value.lora_name" in inspect.getsource(LoRARequest.__eq__)
+
+    class Engine:
+        errored = False
+
+        async def add_lora(self, request: Any) -> None:
+            assert isinstance(request, LoRARequest)
+
+    adapters = Adapters(Engine(), 1)
+    for control_id in (7, 9):
+        control = LoadedControl("concise", "a" * 64, control_id, Path("/controls/concise"))
+        asyncio.run(adapters.load(control))
+    first, second = adapters[7], adapters[9]
+    assert len({first, second}) == 2
+    assert all(each.lora_name.startswith(f"concise@{'a' * 64}") for each in (first, second))
 
 
 def test_max_lora_ranks() -> None:

@@ -21,7 +21,9 @@ class Adapters:
     """Loads controls and mixes into the engine, and gives requests their adapter.
 
     The name of an adapter is part of the prefix cache's key, so it holds the digest of the content: what was computed
-    under one content is never found under another. `engine` is vLLM's engine client.
+    under one content is never found under another. vLLM also takes two requests of one name for one adapter, and a
+    batch may have both where a content came back before requests to its first instance had ended: so it holds the id
+    too. `engine` is vLLM's engine client.
     """
 
     def __init__(self, engine: Any, max_mixes: int) -> None:
@@ -50,7 +52,7 @@ class Adapters:
         Raises ControlRefused, and EngineDied.
         """
         path = mix_path((part.id, strength) for part, strength in control.parts) if control.parts else control.path
-        request = releases.lora_request(f"{control.name}@{control.digest}", control.id, path)
+        request = releases.lora_request(f"{control.name}@{control.digest}#{control.id}", control.id, path)
         try:
             await self._answer(self._engine.add_lora(request))
         except EngineDied:
