@@ -15,13 +15,13 @@ from meet_server.settings import LoadSettings
 class Exchange:
     """One request. The app answers when `free` is set; `stream` begins at once."""
 
-    def __init__(self, turns: Turns, *, key: str = "a", stream: bool = False, was_read: bool = True) -> None:
+    def __init__(self, turns: Turns, *, key: str = "a", stream: bool = False) -> None:
         self.sent: list[Any] = []
         self.free, self.left = asyncio.Event(), asyncio.Event()
         self.asked = False
         self._stream = stream
         self.task = asyncio.create_task(
-            turns.answer(self._app, (key, "x", 1), {"type": "http"}, self._receive, self._send, was_read=was_read)
+            turns.answer(self._app, (key, "x", 1), {"type": "http"}, self._receive, self._send)
         )
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
@@ -84,7 +84,7 @@ def test_a_wait_that_is_too_long() -> None:
     async def test() -> None:
         queue = FairQueue(1, 1)
         turns = Turns(queue, LoadSettings(max_wait_s=0.02))
-        first, second = Exchange(turns), Exchange(turns, was_read=False)
+        first, second = Exchange(turns), Exchange(turns)
         await second.task
         assert second.refusal == (503, "waited_too_long", "1")
         first.free.set()

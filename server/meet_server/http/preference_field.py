@@ -101,7 +101,7 @@ class PreferenceField:
             for entry in asked.entries:
                 held.enter_context(self._applying(entry.applied.control))
             turn = (who, asked.label, asked.num_choices)
-            await self._turns.answer(self._answering(asked), turn, scope, receive, send, was_read=True)
+            await self._turns.answer(self._answering(asked), turn, scope, receive, send)
 
     def _asked(self, path: str, headers: Headers, body: bytes) -> _Asked:
         request = _object(body)

@@ -25,16 +25,16 @@ class Turns:
         self._deadline_s = settings.deadline_s
 
     async def answer(
-        self, app: ASGIApp, asked: tuple[str, str, int], scope: Scope, receive: Receive, send: Send, *, was_read: bool
+        self, app: ASGIApp, asked: tuple[str, str, int], scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Has `app` answer in its turn. `asked` is the key's name, the preference, and the number of replies.
 
-        `was_read`: the body has been read, so that what comes next is the disconnect.
+        The body has been read, so that what `receive` gives next is the disconnect.
         """
         deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
         try:
             turn = self._queue.ask(*asked)
-            if not turn.granted.done() and not await self._granted(turn, receive if was_read else None):
+            if not turn.granted.done() and not await self._granted(turn, receive):
                 return
         except NoTurn as error:
             await error_response(_refusal(error))(scope, receive, send)
@@ -47,12 +47,10 @@ class Turns:
         finally:
             self._queue.give_back(turn)
 
-    async def _granted(self, turn: Turn, receive: Receive | None) -> bool:
+    async def _granted(self, turn: Turn, receive: Receive) -> bool:
         """Whether the client is still there when its turn comes. Raises NoTurn."""
         waiting = asyncio.create_task(self._queue.wait(turn, self._max_wait_s))
-        tasks: set[asyncio.Task[object]] = {waiting}
-        if receive is not None:
-            tasks.add(asyncio.create_task(_left(receive)))
+        tasks: set[asyncio.Task[object]] = {waiting, asyncio.create_task(_left(receive))}
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
