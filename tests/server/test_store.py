@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +52,15 @@ def test_a_change_that_is_refused_changes_nothing(tmp_path: Path) -> None:
     assert store.read() == state
 
 
-def test_contents_stay_while_they_are_named_or_held(tmp_path: Path) -> None:
+def test_contents_stay_while_they_are_named_or_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By locks of files: on NFS one of a folder is not seen by other machines, and is here by nobody."""
+    flock = fcntl.flock
+
+    def of_files(handle: int, operation: int) -> None:
+        if not stat.S_ISDIR(os.fstat(handle).st_mode):
+            flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_files)
     writer, server = Store(tmp_path), Store(tmp_path)
     content = writer.keep(control("polite", "a"))
     writer.update(lambda s: added(s, BUNDLE, "polite", content))
@@ -61,6 +71,21 @@ def test_contents_stay_while_they_are_named_or_held(tmp_path: Path) -> None:
     server.close()
     writer.update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))
     assert not writer.folder(content).exists()
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_a_content_that_goes_while_it_is_waited_for_is_not_held(tmp_path: Path) -> None:
+    store, other = Store(tmp_path), Store(tmp_path)
+    content = store.keep(control("polite", "a"))
+    store.close()
+    other.update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))  # nobody names or holds it: it goes
+    with pytest.raises(ServerError, match="cannot be held: No such file or directory"):
+        store.hold(content)
+    again = other.keep(control("polite", "a"))
+    store.hold(again)
+    other.close()
+    other.update(lambda s: changed(s, BUNDLE, "concise", {"description": "y"}))
+    assert store.folder(again).exists()
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format_version": 2}', '{"entries": {"a": 1}}'])

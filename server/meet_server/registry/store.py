@@ -2,6 +2,7 @@
 
     state.json              all that was changed, written anew with each change and put in place by one rename
     contents/DIGEST/        a control and its record, named by content, never altered
+    locks/DIGEST            held by whoever uses that content; a file, since NFS keeps locks of folders to one machine
     lock                    held by whoever writes
 
 Durable before a function returns, and safe to share between processes: writers take turns by the lock, readers need
@@ -10,6 +11,7 @@ none. A process that is killed leaves the old state or the new one. Why no SQLit
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -29,7 +31,7 @@ from meet_server.errors import ServerError
 from meet_server.registry.record import CONTROL, RECORD, ControlRecord, Files, check_whole
 from meet_server.registry.state import FORMAT_VERSION, State
 
-STATE, CONTENTS, LOCK = "state.json", "contents", "lock"
+STATE, CONTENTS, LOCKS, LOCK = "state.json", "contents", "locks", "lock"
 
 Stamp = tuple[int, int, int] | None
 """What differs whenever the state does."""
@@ -43,7 +45,7 @@ def beside(bundle: Path) -> Path:
 
 @dataclass(slots=True)
 class _Hold:
-    """A content's folder, open and with a shared lock, and how often it is held."""
+    """A content's lock, open and shared, and how often the content is held."""
 
     handle: int
     num: int = 1
@@ -148,9 +150,13 @@ class Store:
                 held.num += 1
                 return
             try:
-                self._held[content] = _Hold(_open_shared(folder))
+                handle = _open_shared(self._folder / LOCKS / content)
             except OSError as error:
                 raise ServerError(f"registry content {folder} cannot be held: {error.strerror}") from None
+            if not folder.is_dir():
+                os.close(handle)
+                raise ServerError(f"registry content {folder} cannot be held: {os.strerror(errno.ENOENT)}")
+            self._held[content] = _Hold(handle)
 
     def release(self, content: str) -> None:
         """Ends one `hold`. A content that nothing holds or names goes with the next change. Raises KeyError."""
@@ -192,10 +198,13 @@ class Store:
 
     def _tidy(self, state: State) -> None:
         """Removes contents that nothing names and no process holds, and what killed writers left."""
-        contents = self._folder / CONTENTS
-        for folder in contents.iterdir() if contents.is_dir() else ():
-            if folder.name not in state.contents and _is_free(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+        contents, locks = self._folder / CONTENTS, self._folder / LOCKS
+        names = {each.name for folder in (contents, locks) if folder.is_dir() for each in folder.iterdir()}
+        for name in names - state.contents - self._held.keys():
+            with _free(locks / name) as free:
+                if free:
+                    shutil.rmtree(contents / name, ignore_errors=True)
+                    (locks / name).unlink()
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -210,22 +219,41 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     sync_folder(folder)
 
 
-def _open_shared(folder: Path) -> int:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    except OSError:
+def _open_shared(lock: Path) -> int:
+    """A handle with a shared lock on the file that lies there once it is had: `_tidy` may remove one meanwhile."""
+    while True:
+        handle = _opened(lock)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if _lies_at(lock, handle):
+                return handle
+        except OSError:
+            os.close(handle)
+            raise
         os.close(handle)
-        raise
-    return handle
 
 
-def _is_free(folder: Path) -> bool:
-    handle = os.open(folder, os.O_RDONLY)
+def _opened(lock: Path) -> int:
+    lock.parent.mkdir(exist_ok=True)
+    return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+
+
+def _lies_at(lock: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), lock.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _free(lock: Path) -> Iterator[bool]:
+    """Whether nobody holds it; then nobody does within the block."""
+    handle = _opened(lock)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        yield False
+    else:
+        yield True
     finally:
         os.close(handle)
-    return True
