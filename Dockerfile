@@ -32,8 +32,11 @@ FROM $BASE AS run
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --uid 10001 --no-create-home meet
-# The root may be read-only: what is written goes under /tmp, a tmpfs.
+ && useradd --uid 10001 --no-create-home meet \
+ && install -d -o meet -g meet /registry
+# The root may be read-only: what is written goes under /tmp, a tmpfs, but for preferences that are changed while serving.
+# Those are kept in /registry, for as long as a volume there is.
+VOLUME /registry
 ENV PATH=/opt/meet/bin:$PATH HOME=/tmp XDG_CACHE_HOME=/tmp/cache VLLM_CACHE_ROOT=/tmp/vllm HF_HUB_OFFLINE=1 \
     TORCHINDUCTOR_CACHE_DIR=/tmp/inductor TRITON_CACHE_DIR=/tmp/triton VLLM_NO_USAGE_STATS=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001
@@ -42,7 +45,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=180s --retries=3 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/ready', timeout=2)"]
 ENTRYPOINT ["meet", "serve"]
-CMD ["/bundle", "--host", "0.0.0.0"]
+CMD ["/bundle", "--host", "0.0.0.0", "--set", "registry=/registry"]
 
 FROM run AS cuda
 COPY --from=build-cuda /opt/meet /opt/meet

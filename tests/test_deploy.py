@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from meet_server.access.keyring import Keyring
+from meet_server.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -46,6 +48,17 @@ def test_compose() -> None:
     assert scraped["static_configs"][0]["targets"] == ["meet:8000"]
     cuda = yaml.safe_load((ROOT / "deploy" / "compose.cuda.yaml").read_text())["services"]["meet"]
     assert cuda["build"]["target"] == "cuda"
+
+
+def test_what_is_changed_while_serving_has_a_place_on_a_read_only_root() -> None:
+    command = json.loads(re.search(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[1])  # type: ignore[index]
+    assert command[command.index("--set") + 1] == "registry=/registry"
+    assert "registry" in Settings.model_fields
+    assert re.search(r"^VOLUME /registry$", DOCKERFILE, re.MULTILINE)
+    assert "install -d -o meet -g meet /registry" in DOCKERFILE  # a volume takes the owner of what the image has there
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    assert "registry:/registry" in compose["services"]["meet"]["volumes"]
+    assert "registry" in compose["volumes"]
 
 
 def filled(text: str, given: dict[str, str]) -> str:
