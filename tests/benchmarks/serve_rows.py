@@ -168,11 +168,15 @@ ROWS: dict[str, Group] = {
     "uncontrolled": Group(uncontrolled_rows, lora_bundle),
     "uncontrolled-tiny": Group(tiny_rows, tiny_bundle),
     "soft-prompts-after": Group(
-        lambda served: soft_prompt_rows(served, "after the prompt"),
+        lambda served: soft_prompt_rows(served, "of 16 tokens after the prompt"),
         lambda scratch: soft_prompts(scratch, 256, 16, "after_prompt"),
     ),
+    "soft-prompts-after-8": Group(
+        lambda served: soft_prompt_rows(served, "of 8 tokens after the prompt"),
+        lambda scratch: soft_prompts(scratch, 256, 8, "after_prompt"),
+    ),
     "soft-prompts-before": Group(
-        lambda served: soft_prompt_rows(served, "before the prompt"),
+        lambda served: soft_prompt_rows(served, "of 32 tokens before the prompt"),
         lambda scratch: soft_prompts(scratch, 256, 32, "before_prompt"),
     ),
     "preferences": Group(preferences_rows, lambda scratch: soft_prompts(scratch, 4, 16, "after_prompt")),
