@@ -138,10 +138,10 @@ def measure(row: Row, size: Size, load: Load) -> Result:
 
 def write_report(target: Path | None, rows: list[dict[str, Any]], **what: str) -> None:
     """Writes the rows measured so far, after each of them: what comes first of a long command outlives its end."""
-    from meet_bundle.bundle import write_atomically
+    from meet_bundle.output import write_output
 
     if target is not None:
-        write_atomically(target, (json.dumps({**machine(), **what, "rows": rows}, indent=2) + "\n").encode())
+        write_output(target, (json.dumps({**machine(), **what, "rows": rows}, indent=2) + "\n").encode())
 
 
 def line(result: Result) -> str:

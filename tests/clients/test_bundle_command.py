@@ -55,3 +55,22 @@ def test_json_into_a_folder_that_is_not_there_is_a_mistake(meet: Callable[..., A
     assert outcome.exit_code == 2
     assert "there is no folder /no/such/folder" in outcome.err
     assert outcome.out == ""
+
+
+def test_json_into_a_folder_that_cannot_be_written_is_a_mistake_told_first(
+    meet: Callable[..., Any], bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    outcome = meet("bundle", "verify", str(bundle.path), "--json", str(tmp_path / "figures.json"))
+    assert outcome.exit_code == 2
+    assert f"the folder {tmp_path} is not writable" in outcome.err
+    assert outcome.out == ""
+
+
+def test_json_to_a_link_writes_what_it_leads_to(meet: Callable[..., Any], bundle: Bundle, tmp_path: Path) -> None:
+    file, link = tmp_path / "figures.json", tmp_path / "link.json"
+    file.write_text("old")
+    link.symlink_to(file)
+    assert meet("bundle", "verify", str(bundle.path), "--json", str(link)).exit_code == 0
+    assert link.is_symlink()
+    assert json.loads(file.read_text())["files"] == 3

@@ -274,6 +274,13 @@ def test_a_run_writes_rows_a_report_and_nothing_else(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_output_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").symlink_to("elsewhere.jsonl")
+    run(load_generate_config(write_config(tmp_path)), Endpoint())
+    assert (tmp_path / "data.jsonl").is_symlink()
+    assert len(rows_of(tmp_path / "elsewhere.jsonl")) == 6
+
+
 def test_what_a_request_says(tmp_path: Path) -> None:
     served = Endpoint()
     run(load_generate_config(write_config(tmp_path, seed=7)), served)

@@ -1,4 +1,4 @@
-"""Where figures go: to stdout for people, and with `--json FILE` to a file, written whole or not at all."""
+"""Where figures go: to stdout for people, and with `--json FILE` to a file, written whole or not at all, or a pipe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def json_option(command: Function) -> Function:
         "--json",
         "json_file",
         type=click.Path(dir_okay=False, path_type=Path),
-        callback=_in_a_folder,
+        callback=_writable,
         metavar="FILE",
         help="Write the figures to FILE as JSON too.",
     )(command)
@@ -36,11 +36,11 @@ def write_figures(file: Path | None, figures: Any) -> None:
     """Writes `figures` to `file`, where one was asked for. Raises CommandError where it cannot be written."""
     if file is None:
         return
-    from meet_bundle.bundle import write_atomically
+    from meet_bundle.output import write_output
 
     content = json.dumps(figures, indent=2, ensure_ascii=False) + "\n"
     try:
-        write_atomically(file, content.encode())
+        write_output(file, content.encode())
     except OSError as error:
         raise CommandError(f"{file} cannot be written: {error.strerror}") from None
 
@@ -53,8 +53,12 @@ def figures_console() -> Console:
     return console if console.is_terminal else Console(width=WIDTH)
 
 
-def _in_a_folder(_: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
+def _writable(_: click.Context, parameter: click.Parameter, file: Path | None) -> Path | None:
     # Checked first, so that an hour's work does not end with a mistyped path.
-    if file is not None and not file.parent.is_dir():
-        raise click.BadParameter(f"there is no folder {file.parent}", param=parameter)
+    if file is None:
+        return None
+    from meet_bundle.output import refusal
+
+    if (reason := refusal(file)) is not None:
+        raise click.BadParameter(reason, param=parameter)
     return file

@@ -15,7 +15,7 @@ from pathlib import Path
 from openai import AsyncOpenAI
 from pydantic import BaseModel, ConfigDict, Field
 
-from meet_bundle.bundle import write_atomically
+from meet_bundle.output import write_output
 from meet_training.data.attributes import ATTRIBUTES
 from meet_training.data.conversations import text_of
 from meet_training.data.generate_config import Bounds, GenerateConfig, PreferenceRecipe, load_generate_config
@@ -134,7 +134,7 @@ async def generate(
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     for path, content in ((config.output, lines), (config.report_path, report.model_dump_json(indent=2) + "\n")):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content.encode())
+        write_output(path, content.encode())
     return report
 
 
