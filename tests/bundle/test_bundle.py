@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from meet_bundle import (
     writing_bundle,
 )
 from meet_bundle.bundle import write_atomically
+from meet_bundle.leftovers import held
 
 NONE_YET = "0" * 64
 
@@ -277,3 +282,80 @@ def test_a_calibration_changes_the_manifest_alone(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="none"):
         recalibrated(opened, {"concise": calibration, "none": calibration})
     assert (tmp_path / "bundle" / "meet.json").read_bytes() == before
+
+
+def curve(recommended: float) -> Calibration:
+    return Calibration(attribute="words", strengths=(0, 1), medians=(90, 30), recommended=recommended)
+
+
+def test_a_bundle_that_took_the_place_of_the_measured_one_is_not_calibrated(bundle_folder: Path) -> None:
+    measured = open_bundle(bundle_folder)
+    with writing_bundle(bundle_folder, replace=True) as folder:
+        fill(folder)
+        seal(folder, manifest(name="newer"))
+    with pytest.raises(BundleError, match="was replaced or calibrated meanwhile"):
+        recalibrated(measured, {"concise": curve(0.8)})
+    assert open_bundle(bundle_folder).manifest.name == "newer"
+
+
+def test_of_two_calibrations_at_once_the_second_is_told(bundle_folder: Path) -> None:
+    measured = open_bundle(bundle_folder)
+    first = recalibrated(measured, {"concise": curve(0.8)})
+    with pytest.raises(BundleError, match="was replaced or calibrated meanwhile"):
+        recalibrated(measured, {"detailed": curve(0.7)})
+    recalibrated(first, {"detailed": curve(0.7)})
+    found = [p.calibration for p in open_bundle(bundle_folder).manifest.preferences]
+    assert found == [curve(0.8), curve(0.7)]
+
+
+def test_who_replaces_a_bundle_and_who_calibrates_it_take_turns(bundle_folder: Path) -> None:
+    code = (
+        "import sys; from meet_bundle import BundleError, Calibration, open_bundle, recalibrated\n"
+        "bundle = open_bundle(sys.argv[1]); print('read', flush=True)\n"
+        "curve = Calibration(attribute='words', strengths=(0,), medians=(9,), recommended=1)\n"
+        "try:\n    recalibrated(bundle, {'concise': curve})\n"
+        "except BundleError as error:\n    print(error)"
+    )
+    # Not a thread: what another process holds is waited for, too.
+    with held(bundle_folder):
+        other = subprocess.Popen([sys.executable, "-c", code, bundle_folder], stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "read\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.5)
+        bundle_folder.rename(bundle_folder.with_name("old"))
+        with writing_bundle(bundle_folder) as folder:
+            fill(folder)
+            seal(folder, manifest(name="newer"))
+    said, _ = other.communicate(timeout=60)
+    assert "was replaced or calibrated meanwhile" in said
+    assert open_bundle(bundle_folder).manifest.name == "newer"
+
+
+def test_a_bundle_is_not_replaced_while_somebody_holds_it(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Path] = []
+
+    @contextmanager
+    def noted(folder: Path) -> Iterator[None]:
+        taken.append(folder)
+        with held(folder):
+            yield
+
+    monkeypatch.setattr("meet_bundle.bundle.held", noted)
+    with writing_bundle(bundle_folder, replace=True) as folder:
+        fill(folder)
+        seal(folder, manifest())
+    assert taken[-1] == bundle_folder
+
+
+def test_a_calibration_that_cannot_be_written_is_a_mistake(
+    bundle_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    measured = open_bundle(bundle_folder)
+    monkeypatch.setattr("tempfile.mkstemp", fail)
+    with pytest.raises(BundleError, match=r"meet\.json cannot be written: Read-only file system"):
+        recalibrated(measured, {"concise": curve(0.8)})
+    assert open_bundle(bundle_folder).manifest == measured.manifest

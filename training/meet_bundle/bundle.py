@@ -98,7 +98,8 @@ def seal(folder: Path, manifest: Manifest) -> Manifest:
 def recalibrated(bundle: Bundle, calibrations: Mapping[str, Calibration]) -> Bundle:
     """The bundle with the calibration of these preferences in its manifest, which is written anew in one step.
 
-    Only `meet.json` changes, with its digest. Raises KeyError where a preference is not in the bundle.
+    Only `meet.json` changes, with its digest. Raises KeyError where a preference is not in the bundle, and BundleError
+    where another bundle or another calibration stands there by now, or where it cannot be written.
     """
     for name in calibrations:
         bundle.manifest.preference(name)
@@ -107,7 +108,17 @@ def recalibrated(bundle: Bundle, calibrations: Mapping[str, Calibration]) -> Bun
         for p in bundle.manifest.preferences
     )
     manifest = bundle.manifest.model_copy(update={"preferences": preferences}).sealed()
-    write_atomically(bundle.path / MANIFEST_NAME, manifest.to_bytes())
+    try:
+        with held(bundle.path):
+            found = _read_manifest(bundle.path).digest
+            if found != bundle.manifest.digest:
+                raise BundleError(
+                    f"{bundle.path} was replaced or calibrated meanwhile: its digest is {found[:12]}, and "
+                    f"{bundle.manifest.digest[:12]} was measured; nothing was written"
+                )
+            write_atomically(bundle.path / MANIFEST_NAME, manifest.to_bytes())
+    except OSError as error:
+        raise BundleError(f"{bundle.path / MANIFEST_NAME} cannot be written: {error.strerror}") from None
     return Bundle(bundle.path, manifest)
 
 
@@ -178,7 +189,7 @@ def _move_into_place(folder: Path, target: Path) -> None:
     if target.exists():
         # Two renames: between them the old bundle stands under its aside name, complete, and `clean_up` finds it.
         aside = Path(tempfile.mkdtemp(prefix=prefix(target.name, REPLACED), dir=target.parent))
-        with held(aside):
+        with held(aside), held(target):  # not while its calibration is written
             target.rename(aside / target.name)
             folder.rename(target)
             shutil.rmtree(aside)

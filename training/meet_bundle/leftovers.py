@@ -23,13 +23,19 @@ def prefix(name: str, kind: str) -> str:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Within the block nobody takes the folder for an abandoned one; it may be renamed or removed meanwhile."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    """Within the block nobody else holds the folder or takes it for an abandoned one; it may be moved or removed.
+
+    Waits for who holds it. What is held is what is there then, if another has taken its place. Raises OSError.
+    """
+    while True:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if _is_at(handle, folder):
+                yield
+                return
+        finally:
+            os.close(handle)
 
 
 @contextmanager
