@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import subprocess
 import sys
@@ -359,3 +360,65 @@ def test_a_calibration_that_cannot_be_written_is_a_mistake(
     with pytest.raises(BundleError, match=r"meet\.json cannot be written: Read-only file system"):
         recalibrated(measured, {"concise": curve(0.8)})
     assert open_bundle(bundle_folder).manifest == measured.manifest
+
+
+FROZEN = Path(__file__).with_name("frozen")
+"""Manifests as they were written in format 1: never to be written anew."""
+
+
+def sealed_text(data: dict[str, Any]) -> str:
+    """The canonical form with its digest, by hand: not by what is tested."""
+
+    def form(digest: str) -> str:
+        return json.dumps(data | {"digest": digest}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    return form(hashlib.sha256(form("").encode()).hexdigest())
+
+
+@pytest.mark.parametrize(("name", "effort"), [("every_field", {"high": "detailed"}), ("without_effort", {})])
+def test_a_manifest_of_an_earlier_release_opens(bundle_folder: Path, name: str, effort: dict[str, str]) -> None:
+    (bundle_folder / "meet.json").write_bytes((FROZEN / f"{name}.json").read_bytes())
+    opened = open_bundle(bundle_folder).manifest
+    assert opened.effort == effort
+    assert opened.preference("concise").description == "Brève – kurz"
+    assert opened.digest == json.loads((FROZEN / f"{name}.json").read_bytes())["digest"]
+    assert recalibrated(open_bundle(bundle_folder), {"detailed": curve(0.7)}).manifest.effort == effort
+    open_bundle(bundle_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tone": {}}, "it has the field tone, which this version does not know"),
+        (
+            {"controls": {"kind": "lora", "rank": 0}},
+            r"controls\.lora\.rank: Input should be greater than or equal to 1",
+        ),
+    ],
+)
+def test_a_sealed_manifest_that_is_not_understood_was_not_altered(
+    bundle_folder: Path, change: dict[str, Any], message: str
+) -> None:
+    file = bundle_folder / "meet.json"
+    file.write_text(sealed_text(json.loads(file.read_bytes()) | change))
+    with pytest.raises(BundleError, match=message) as caught:
+        open_bundle(bundle_folder)
+    assert not isinstance(caught.value, BundleAltered)
+
+
+def test_a_manifest_in_another_form_was_altered(bundle_folder: Path) -> None:
+    file = bundle_folder / "meet.json"
+    data, text = json.loads(file.read_bytes()), file.read_text()
+    assert sealed_text(data) == text
+    for other in (
+        json.dumps(data),
+        text + "\n",
+        text.replace('"name": "test"', '"name": "te\\u0073t"'),
+        '{"a": 1,' + text[1:],
+    ):
+        file.write_text(other)
+        with pytest.raises(BundleAltered, match="does not match its own digest"):
+            open_bundle(bundle_folder)
+    file.write_text(text.replace('"source": "none"', '"source": "\\ud800"'))
+    with pytest.raises(BundleAltered, match="does not match its own digest"):
+        open_bundle(bundle_folder)

@@ -1,7 +1,8 @@
 """What `meet.json` says, as types. Knows no files: reading, digests and writing are in `bundle.py`.
 
 The format is versioned: a reader refuses a version it does not know. Adding an optional field keeps
-the version; changing the meaning of one raises it.
+the version; changing the meaning of one raises it. So the digest is of what is written, not of what a reader makes
+of it: a manifest from before a field was added is as whole as it was.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -150,6 +151,19 @@ class FileEntry(_Part):
     size: int = Field(ge=0)
 
 
+def canonical(data: Mapping[str, Any]) -> bytes:
+    """The one form in which a manifest is written: sorted keys, two spaces, a newline at the end.
+
+    Raises ValueError for a text that is none in UTF-8: half of a surrogate pair.
+    """
+    return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def own_digest(data: Mapping[str, Any]) -> str:
+    """What `digest` of a manifest's JSON is to be: SHA-256 of its canonical form with an empty one."""
+    return hashlib.sha256(canonical({**data, "digest": ""})).hexdigest()
+
+
 def overlap(preferences: Iterable[Preference], num_virtual_tokens: int) -> tuple[str, str, int] | None:
     """Two soft prompts that have virtual tokens in common, and the first of those; None where there are none."""
     begins = sorted((p.first_token_id, p.name) for p in preferences if p.first_token_id is not None)
@@ -233,10 +247,8 @@ class Manifest(_Part):
 
     def sealed(self) -> Manifest:
         """The same manifest with its own digest in it."""
-        bare = self.model_copy(update={"digest": ""})
-        return self.model_copy(update={"digest": hashlib.sha256(bare.to_bytes()).hexdigest()})
+        return self.model_copy(update={"digest": own_digest(self.model_dump(mode="json"))})
 
     def to_bytes(self) -> bytes:
-        """The one form in which a manifest is written: sorted keys, two spaces, a newline at the end."""
-        data = self.model_dump(mode="json")
-        return (json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+        """The manifest as it is written, in its canonical form."""
+        return canonical(self.model_dump(mode="json"))
