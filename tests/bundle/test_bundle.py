@@ -128,6 +128,21 @@ def test_links_are_refused(bundle_folder: Path) -> None:
         open_bundle(bundle_folder)
 
 
+@pytest.mark.parametrize("name", ["model", "controls", "controls/concise"])
+def test_a_folder_that_is_a_link_is_refused(bundle_folder: Path, name: str) -> None:
+    elsewhere = bundle_folder.parent / "elsewhere"
+    (bundle_folder / name).rename(elsewhere)
+    (bundle_folder / name).symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=f"bundle/{name}: a bundle holds plain files and folders, this is a link"):
+        open_bundle(bundle_folder)
+
+
+def test_a_link_to_a_bundle_opens_it(bundle_folder: Path) -> None:
+    link = bundle_folder.with_name("latest")
+    link.symlink_to(bundle_folder)
+    assert open_bundle(link).manifest == open_bundle(bundle_folder).manifest
+
+
 def test_the_report_may_be_written_anew(bundle_folder: Path) -> None:
     (bundle_folder / "report").mkdir()
     (bundle_folder / "report/evaluation.json").write_text("{}")

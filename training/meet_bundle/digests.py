@@ -20,17 +20,23 @@ def file_digest(path: Path) -> str:
 def folder_entries(root: Path, folders: tuple[str, ...]) -> dict[str, FileEntry]:
     """Digest and size of every file under `folders` of `root`, by its path relative to `root`, sorted.
 
-    Raises BundleError for a link or a special file: a bundle holds plain files alone, so that nothing
-    outside it can change what it serves.
+    Raises BundleError for a link or a special file, the folders themselves and those that they lie in included: a
+    bundle holds plain files alone, so that nothing outside it can change what it serves. `root` may be a link.
     """
     paths: list[Path] = []
     for folder in folders:
-        for path in sorted((root / folder).rglob("*")):
-            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        for path in (*_leading_to(root, folder), *sorted((root / folder).rglob("*"))):
+            if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):
                 raise BundleError(f"{path}: a bundle holds plain files and folders, this is a link or a device")
             if path.is_file():
                 paths.append(path)
     return entries_of(root, paths)
+
+
+def _leading_to(root: Path, folder: str) -> list[Path]:
+    """The folders below `root` on the way to `folder`, with it: `controls` and `controls/concise`."""
+    parts = Path(folder).parts
+    return [root.joinpath(*parts[: num + 1]) for num in range(len(parts))]
 
 
 def entries_of(root: Path, paths: Sequence[Path]) -> dict[str, FileEntry]:
