@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,3 +79,35 @@ def test_mistakes(meet: Callable[..., Any], tiny: Bundle, args: tuple[str, ...],
     assert outcome.exit_code == 2
     assert words in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_an_archive_into_a_folder_that_is_not_there_is_a_mistake(
+    meet: Callable[..., Any], tiny: Bundle, tmp_path: Path
+) -> None:
+    outcome = meet("bundle", "pack", str(tiny.path), "concise", "-o", str(tmp_path / "no/x.zip"))
+    assert outcome.exit_code == 2
+    assert outcome.err == f"meet: error: --output: there is no folder {tmp_path / 'no'}\n"
+
+
+def test_an_archive_that_cannot_be_written_leaves_the_old_one(
+    meet: Callable[..., Any], tiny: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "archives"
+    folder.mkdir()
+    archive = folder / "concise.zip"
+    archive.write_text("old")
+    monkeypatch.setattr("os.fsync", fail)
+    outcome = meet("bundle", "pack", str(tiny.path), "concise", "-o", str(archive))
+    assert outcome.exit_code == 2
+    assert outcome.err == f"meet: error: {archive} cannot be written: No space left on device\n"
+    assert archive.read_text() == "old"
+    assert list(folder.iterdir()) == [archive]
+
+
+def test_an_archive_over_a_folder_is_a_mistake(meet: Callable[..., Any], tiny: Bundle, tmp_path: Path) -> None:
+    outcome = meet("bundle", "pack", str(tiny.path), "concise", "-o", str(tmp_path))
+    assert outcome.exit_code == 2
+    assert outcome.err == f"meet: error: {tmp_path} cannot be written: Is a directory\n"

@@ -39,10 +39,17 @@ _preference = click.option("--preference", "-p", help="Which preference, where S
 @click.option("--output", "-o", type=click.Path(path_type=Path), required=True, help="The archive to write.")
 def pack(bundle: Path, name: str, output: Path) -> None:
     """Pack the preference NAME of BUNDLE, for `meet bundle add` or `POST /v1/preferences`."""
+    from meet_bundle.output import refusal, write_output
     from meet_server.registry import record
 
-    output.write_bytes(record.pack(_control(bundle, name)))
-    click.echo(f"{output}: {name}, {output.stat().st_size:,} bytes")
+    if (reason := refusal(output)) is not None:
+        raise CommandError(f"--output: {reason}")
+    archive = record.pack(_control(bundle, name))
+    try:
+        write_output(output, archive)
+    except OSError as error:
+        raise CommandError(f"{output} cannot be written: {error.strerror}") from None
+    click.echo(f"{output}: {name}, {len(archive):,} bytes")
 
 
 @click.command(short_help="Add a preference.", epilog="Example: meet bundle add bundles/demo bundles/letters -p formal")
