@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import yaml
@@ -26,6 +30,35 @@ def test_targets_and_files_of_the_image() -> None:
         assert source in stages
     assert re.search(r"^USER (?!0|root)", DOCKERFILE, re.MULTILINE)
     assert "/health/ready" in DOCKERFILE
+
+
+def test_the_health_check_asks_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = json.loads(re.findall(r"^ +CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[0])
+    assert words[:2] == ["python", "-c"]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    status = 200
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        code = words[2].replace(":8000/", f":{server.server_port}/")
+        exits = []
+        for status in (200, 503):  # noqa: B007
+            done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, timeout=60, check=False)
+            exits.append(done.returncode)
+        server.shutdown()
+        thread.join()
+    assert exits == [0, 1]
 
 
 def test_the_build_context_leaves_out_what_no_image_needs() -> None:

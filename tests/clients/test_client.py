@@ -143,6 +143,61 @@ def test_asynchronous(server: Any) -> None:
     asyncio.run(talk())
 
 
+@pytest.fixture
+def behind_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that nobody runs, for every host."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("behind_proxy")
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_server_on_this_machine_is_asked_without_the_proxy(server: Any, host: str) -> None:
+    url = f"http://{host}:{server.server_port}"
+
+    async def talk() -> str:
+        async with AsyncMeetClient(url, max_retries=0) as client:
+            return (await client.chat("Why?", preference="concise")).text
+
+    assert asyncio.run(talk()) == "word"
+    with MeetClient(url, max_retries=0) as client:
+        assert client.chat("Why?", preference="concise").text == "word"
+
+
+@pytest.mark.usefixtures("behind_proxy")
+@pytest.mark.parametrize(
+    ("url", "goes_direct"),
+    [
+        ("http://127.8.0.1:8000", True),
+        ("https://LOCALHOST/v1", True),
+        ("http://[::1]:8000", True),
+        ("http://meet.example:8000", False),
+        ("http://10.0.0.1:8000", False),
+        ("http://127.0.0.1.example", False),
+    ],
+)
+def test_which_servers_are_asked_without_the_proxy(url: str, goes_direct: bool) -> None:
+    with MeetClient(url) as client:
+        http = client.openai._client
+        assert (http._transport_for_url(client.openai.base_url) is http._transport) is goes_direct
+        assert http._transport_for_url(type(client.openai.base_url)("http://elsewhere.example")) is not http._transport
+
+
+def test_timeouts_and_limits_without_a_proxy_are_the_sdks() -> None:
+    with MeetClient("http://127.0.0.1:1") as near, MeetClient("http://meet.example") as far:
+        assert near.openai.timeout == far.openai.timeout
+        assert near.openai._client.timeout == far.openai._client.timeout
+        assert near.openai._client.follow_redirects is far.openai._client.follow_redirects is True
+
+
+def test_an_http_client_that_is_given_is_taken() -> None:
+    with openai.DefaultHttpxClient() as own:
+        assert MeetClient("http://127.0.0.1:1", http_client=own).openai._client is own
+
+
 def test_the_sdks_own_client_is_there(server: Any) -> None:
     with MeetClient(server.url) as client:
         assert client.openai.models.list().data[0].id == "fake"

@@ -76,6 +76,11 @@ class TestReplies:
         with pytest.raises(TrainingError, match=r"http://endpoint answered no JSON \(asked: 'Why is the sky blue\?'\)"):
             asked(json.JSONDecodeError("Expecting value", "<html>", 0), tmp_path)
 
+    def test_one_on_this_machine_is_asked_without_the_proxy(self, endpoint_behind_proxy: str, tmp_path: Path) -> None:
+        cache, question = ReplyCache(tmp_path / "replies.jsonl"), Question(PROMPT, {})
+        asyncio.run(ask_missing([question], Endpoint(endpoint_behind_proxy, "m", "x"), SAMPLING, cache))
+        assert cache[key_of(question, "x", SAMPLING)].text == "Tin is a metal."
+
     def test_nothing_said_is_an_empty_reply(self, tmp_path: Path) -> None:
         assert asked(said(None), tmp_path).empty
 

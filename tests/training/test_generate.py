@@ -429,6 +429,12 @@ def test_prompts_that_are_refused(tmp_path: Path, content: str, message: str) ->
         run(config, Endpoint())
 
 
+def test_an_endpoint_on_this_machine_is_asked_without_the_proxy(endpoint_behind_proxy: str, tmp_path: Path) -> None:
+    config = load_generate_config(write_config(tmp_path))
+    asyncio.run(generate(config, f"{endpoint_behind_proxy}/v1"))
+    assert {row["reply"] for row in rows_of(config.output)} == {"Tin is a metal."}
+
+
 def test_a_key_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
     config = load_generate_config(write_config(tmp_path, api_key_env="MEET_NO_SUCH_KEY"))
     with pytest.raises(TrainingError, match="MEET_NO_SUCH_KEY"):

@@ -9,6 +9,7 @@ from typing import Any, Self
 from openai import AsyncOpenAI, OpenAI
 
 from meet_client import words
+from meet_client.loopback import direct, direct_async
 from meet_client.reply import AsyncReplyStream, Reply, ReplyStream, placed_text_of, replies_from, reply_from, text_of
 from meet_client.words import DEFAULT, Asked, Messages, Preference, PreferenceList, PreferenceValue
 
@@ -28,8 +29,11 @@ class MeetClient:
     ) -> None:
         """`api_key` defaults to $MEET_API_KEY, `model` to the first that the server lists.
 
-        `options` go to `openai.OpenAI`: `timeout` (seconds), `max_retries`, `http_client`.
+        `options` go to `openai.OpenAI`: `timeout` (seconds), `max_retries`, `http_client`. Without one, a server on
+        this machine is asked without the proxies that the environment names.
         """
+        if "http_client" not in options:
+            options |= direct(base_url)
         self.openai = OpenAI(base_url=words.api_url(base_url), api_key=_key(api_key), **options)
         self._model = model
 
@@ -104,6 +108,8 @@ class AsyncMeetClient:
         self, base_url: str = DEFAULT_URL, api_key: str | None = None, *, model: str | None = None, **options: Any
     ) -> None:
         """As `MeetClient` has it; `options` go to `openai.AsyncOpenAI`."""
+        if "http_client" not in options:
+            options |= direct_async(base_url)
         self.openai = AsyncOpenAI(base_url=words.api_url(base_url), api_key=_key(api_key), **options)
         self._model = model
 

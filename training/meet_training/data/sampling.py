@@ -15,6 +15,7 @@ from typing import Any
 from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletionMessageParam
 
+from meet_client.loopback import direct_async
 from meet_training.data.generate_config import GenerateConfig, PreferenceRecipe, instructed
 from meet_training.data.records import RecordFile
 from meet_training.data.selection import Sample
@@ -127,7 +128,9 @@ async def endpoint(config: GenerateConfig, base_url: str) -> AsyncIterator[Async
     api_key = "unused" if config.api_key_env is None else os.environ.get(config.api_key_env)
     if not api_key:
         raise TrainingError(f"api_key_env = {config.api_key_env!r}: the variable is not set, or empty")
-    async with AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=REQUEST_TIMEOUT_S) as client:
+    async with AsyncOpenAI(
+        base_url=base_url, api_key=api_key, timeout=REQUEST_TIMEOUT_S, **direct_async(base_url)
+    ) as client:
         yield client
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import openai
 
+from meet_client.loopback import direct_async
 from meet_training.errors import TrainingError
 
 REQUEST_TIMEOUT_S = 1800.0
@@ -49,7 +50,10 @@ async def client_of(endpoint: Endpoint, client: openai.AsyncOpenAI | None) -> As
         yield client
         return
     async with openai.AsyncOpenAI(
-        base_url=endpoint.base_url, api_key=endpoint.api_key, timeout=REQUEST_TIMEOUT_S
+        base_url=endpoint.base_url,
+        api_key=endpoint.api_key,
+        timeout=REQUEST_TIMEOUT_S,
+        **direct_async(endpoint.base_url),
     ) as own:
         yield own
 
