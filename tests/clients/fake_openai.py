@@ -33,6 +33,8 @@ class FakeServer(ThreadingHTTPServer):
         self.fail_after: int | None = None
         self.breaks_off = False
         self.plain = False
+        self.models: Any = {"object": "list", "data": [{"id": "fake", "object": "model", "created": 0}]}
+        self.page: str | None = None
 
     @property
     def url(self) -> str:
@@ -46,6 +48,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.server.page is not None:
+            self.answer(200, self.server.page, {"Content-Type": "text/html"})
+            return
         cards = [
             {"id": name, "object": "preference", "axis": "length", "aliases": [],
              "opposite": {"concise": "detailed", "detailed": "concise"}.get(name),
@@ -56,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
         ]  # fmt: skip
         answers: dict[str, Any] = {
             "/health": {},
-            "/v1/models": {"object": "list", "data": [{"id": "fake", "object": "model", "created": 0}]},
+            "/v1/models": self.server.models,
         }
         if not self.server.plain:
             answers["/v1/preferences"] = {"object": "list", "data": cards}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +87,45 @@ def test_nobody_there_is_one_line(meet: Callable[..., Any]) -> None:
     assert outcome.err.startswith("meet: error: the connection to http://127.0.0.1:9 failed (")
     assert outcome.err.endswith("is `meet serve` running?\n")
     assert outcome.err.count("\n") == 1
+
+
+def test_what_is_no_openai_server_is_one_line(meet: Callable[..., Any], server: Any) -> None:
+    line = f"meet: error: {server.url}: the server lists no models; is it an OpenAI-compatible server?\n"
+    server.models = {"data": []}
+    outcome = meet("chat", "--url", server.url, "Why?")
+    assert (outcome.exit_code, outcome.err) == (2, line)
+    server.page = "<html>welcome</html>"
+    outcome = meet("chat", "--url", server.url, "Why?")
+    assert (outcome.exit_code, outcome.err) == (2, line)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["-p", "détaillé"], r"--preference 'd\xe9taill\xe9': a label is of ASCII letters, digits and `_.-` alone"),
+        (["-p", "concise\n"], r"--preference 'concise\n': a label"),
+        (["--api-key", "clé"], "the API key ($MEET_API_KEY) has other characters than printable ASCII"),
+        (["--url", "http://localhost:port"], "http://localhost:port is no address of a server: "),
+        (["--url", "http://[::1"], "http://[::1 is no address of a server: "),
+    ],
+)
+def test_what_cannot_be_sent_is_one_line(meet: Callable[..., Any], args: list[str], told: str) -> None:
+    outcome = meet("chat", "--url", "http://127.0.0.1:9", *args, "Why?")
+    assert outcome.exit_code == 2
+    assert told in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_message_in_another_encoding_is_one_line(server: Any, errors: str) -> None:
+    """As it comes in by a pipe, under a locale that lets such bytes through and under one that does not."""
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": f"utf-8:{errors}"}
+    command = [sys.executable, "-m", "meet_cli", "chat", "--url", server.url]
+    done = subprocess.run(command, env=env, input=b"caf\xe9?", capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert b"is no utf-8 text" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert server.bodies == []
 
 
 def test_two_messages_are_a_mistake(meet: Callable[..., Any]) -> None:

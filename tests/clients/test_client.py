@@ -115,6 +115,35 @@ def test_a_server_that_lists_no_preferences_is_no_meet_server(server: Any) -> No
         client.preferences()
 
 
+@pytest.mark.parametrize("models", [{"data": []}, {"data": None}, {"data": [{}]}, {"data": "fake"}, {}, [], None])
+def test_a_server_that_lists_no_models_is_named(server: Any, models: Any) -> None:
+    server.models = models
+
+    async def talk() -> None:
+        async with AsyncMeetClient(server.url) as client:
+            await client.chat("Why?")
+
+    with MeetClient(server.url) as client, pytest.raises(ValueError, match="the server lists no models; is it an Open"):
+        client.chat("Why?")
+    with pytest.raises(ValueError, match="the server lists no models; is it an Open"):
+        asyncio.run(talk())
+    assert server.bodies == []
+
+
+def test_a_web_page_is_no_list_of_models(server: Any) -> None:
+    server.page = "<html>welcome</html>"
+    with MeetClient(server.url) as client, pytest.raises(ValueError, match="the server lists no models"):
+        client.chat("Why?")
+
+
+@pytest.mark.parametrize("key", ["clé", "sk-1\n"])
+@pytest.mark.parametrize("client", [MeetClient, AsyncMeetClient])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(client: Any, key: str) -> None:
+    with pytest.raises(ValueError, match=r"the API key \(\$MEET_API_KEY\)") as caught:
+        client("http://127.0.0.1:9", key)
+    assert key not in str(caught.value)
+
+
 def test_retries_are_left_to_the_sdk(server: Any) -> None:
     server.fail_after = 0
     with MeetClient(server.url, max_retries=2) as client, pytest.raises(openai.InternalServerError):

@@ -441,6 +441,17 @@ class TestEndpoint:
         assert outcome.exit_code == 2
         assert f"{server.url} lists no preferences: name them in the configuration" in outcome.err
 
+    def test_what_lists_no_models_is_one_line(
+        self, server: Any, prompts: Path, meet: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        server.page = "<html>welcome</html>"
+        outcome = meet("eval", "--url", server.url, "--data", str(prompts), "--output", str(tmp_path / "out"))
+        assert outcome.exit_code == 2
+        assert outcome.err.endswith(
+            f"meet: error: {server.url}: the server lists no models; is it an OpenAI-compatible server? "
+            "Else name one with --model\n"
+        )
+
     @pytest.mark.parametrize(
         ("args", "words"),
         [

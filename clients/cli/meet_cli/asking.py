@@ -176,17 +176,19 @@ def served_subject(model: str | None, config: EvaluationConfig, servers: Servers
     import openai
 
     from meet_client import MeetClient
+    from meet_client.words import ModelList, model_of
     from meet_training.evaluation.subject import subject_of_endpoint
 
     listed: list[Any] | None
     with errors_of(servers.root), MeetClient(servers.root, servers.api_key, max_retries=0) as client:
-        name = model or next((each.id for each in client.openai.models.list()), None)
+        try:
+            name = model or model_of(client.openai.get("/models", cast_to=ModelList))
+        except ValueError as error:
+            raise CommandError(f"{servers.root}: {error} Else name one with --model") from None
         try:
             listed = [preference.to_dict() for preference in client.preferences()]
         except (openai.NotFoundError, ValueError):  # a plain endpoint
             listed = None
-    if name is None:
-        raise CommandError(f"{servers.root} lists no models: name one with --model")
     return subject_of_endpoint(servers.root, name, config, listed)
 
 
@@ -224,10 +226,7 @@ def _check_serves(url: str, api_key: str | None, manifest: Manifest) -> None:
     from meet_client import MeetClient
 
     with errors_of(url), MeetClient(url, api_key, max_retries=0) as client:
-        try:
-            served = {preference.name: preference for preference in client.preferences()}
-        except ValueError as error:
-            raise CommandError(f"{url}: {error}") from None
+        served = {preference.name: preference for preference in client.preferences()}
     for preference in manifest.preferences:
         found = served.get(preference.name)
         if found is None or found.version != preference.version:

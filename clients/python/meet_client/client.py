@@ -11,14 +11,17 @@ from openai import AsyncOpenAI, OpenAI
 from meet_client import words
 from meet_client.loopback import direct, direct_async
 from meet_client.reply import AsyncReplyStream, Reply, ReplyStream, placed_text_of, replies_from, reply_from, text_of
-from meet_client.words import DEFAULT, Asked, Messages, Preference, PreferenceList, PreferenceValue
+from meet_client.words import DEFAULT, Asked, Messages, ModelList, Preference, PreferenceList, PreferenceValue
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def _key(api_key: str | None) -> str:
     # Never OPENAI_API_KEY, which the SDK would fall back on: it is no business of this server's.
-    return api_key or os.environ.get("MEET_API_KEY") or "none"
+    key = api_key or os.environ.get("MEET_API_KEY") or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise ValueError("the API key ($MEET_API_KEY) has other characters than printable ASCII: it cannot be sent")
+    return key
 
 
 class MeetClient:
@@ -91,7 +94,7 @@ class MeetClient:
         self.openai.close()
 
     def _create(self, request: dict[str, Any]) -> Any:
-        self._model = self._model or self.openai.models.list().data[0].id
+        self._model = self._model or words.model_of(self.openai.get("/models", cast_to=ModelList))
         return self.openai.chat.completions.with_raw_response.create(model=self._model, **request)
 
     def __enter__(self) -> Self:
@@ -162,7 +165,7 @@ class AsyncMeetClient:
         await self.openai.close()
 
     async def _create(self, request: dict[str, Any]) -> Any:
-        self._model = self._model or (await self.openai.models.list()).data[0].id
+        self._model = self._model or words.model_of(await self.openai.get("/models", cast_to=ModelList))
         return await self.openai.chat.completions.with_raw_response.create(model=self._model, **request)
 
     async def __aenter__(self) -> Self:

@@ -59,6 +59,26 @@ class PreferenceList(BaseModel):
     data: list[Preference] | None = None
 
 
+class ListedModel(BaseModel):
+    """A model that the server lists."""
+
+    id: str | None = None
+
+
+class ModelList(BaseModel):
+    """What `GET /v1/models` answers."""
+
+    data: list[ListedModel] | None = None
+
+
+def model_of(listing: ModelList) -> str:
+    """The name of the first model in a list. Raises ValueError where there is none."""
+    first = next(iter(listing.data or ()), None) if isinstance(listing, ModelList) else None
+    if not isinstance(first, ListedModel) or not isinstance(first.id, str):
+        raise ValueError("the server lists no models; is it an OpenAI-compatible server?")
+    return first.id
+
+
 def preferences_of(listing: PreferenceList) -> list[Preference]:
     """The preferences in a list. Raises ValueError where it is none."""
     if not isinstance(listing, PreferenceList) or listing.data is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from meet_cli.errors import CommandError
 from meet_cli.server_errors import errors_of
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def chat(
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     options = {name: value for name, value in options.items() if value is not None}
     if words is not None:
+        if not (words.isascii() and words.isprintable()):
+            raise click.UsageError(f"--preference {words!a}: a label is of ASCII letters, digits and `_.-` alone")
         # The header has the grammar of `-p`, so the server reads it, and says what is wrong with it.
         options["extra_headers"] = {"X-Meet-Preference": words}
     with errors_of(url), MeetClient(url, api_key, max_retries=0) as client:
@@ -55,7 +58,7 @@ def chat(
             _ask(client, [{"role": "user", "content": message}], options)
         elif on_terminal():
             _in_turns(client, options)
-        elif piped := sys.stdin.read().strip():
+        elif piped := _piped():
             _ask(client, [{"role": "user", "content": piped}], options)
         else:
             raise click.UsageError("no MESSAGE was given and none was piped in")
@@ -64,6 +67,13 @@ def chat(
 def on_terminal() -> bool:
     """Does somebody type, or is stdin a pipe?"""
     return sys.stdin.isatty()
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.read().strip()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"what was piped in is no {error.encoding} text: {error.reason}") from None
 
 
 def _in_turns(client: MeetClient, options: dict[str, Any]) -> None:
@@ -81,6 +91,10 @@ def _in_turns(client: MeetClient, options: dict[str, Any]) -> None:
 
 def _ask(client: MeetClient, messages: list[dict[str, str]], options: dict[str, Any]) -> str:
     """Shows the reply as it comes, and returns it."""
+    try:
+        messages[-1]["content"].encode()
+    except UnicodeEncodeError:  # bytes that the terminal's encoding does not have come as halves of surrogate pairs
+        raise CommandError(f"MESSAGE is no {sys.stdin.encoding} text, and cannot be sent") from None
     pieces = []
     with client.stream(messages, **options) as stream:
         for piece in stream:
