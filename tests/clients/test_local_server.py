@@ -133,7 +133,7 @@ def test_one_that_will_not_stop_is_killed_with_its_children(tmp_path: Path) -> N
     assert wait_until_dead(int((tmp_path / "pid").read_text()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_a_signal_to_the_command_ends_its_server_too(number: signal.Signals, tmp_path: Path) -> None:
     code = f"""
         import signal, sys
@@ -143,6 +143,7 @@ def test_a_signal_to_the_command_ends_its_server_too(number: signal.Signals, tmp
         from meet_cli.main import run
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in a shell's background are born without
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
         def serve():
             port = free_port()
@@ -152,15 +153,20 @@ def test_a_signal_to_the_command_ends_its_server_too(number: signal.Signals, tmp
 
         sys.exit(run(click.Command("serve", callback=serve), []))
     """
-    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(python(code), env=env, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 30
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
-        assert process.wait(30) == 128 + number
-    assert not is_alive(int((tmp_path / "pid").read_text()))
+        assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+    pid = int((tmp_path / "pid").read_text())
+    if number == signal.SIGKILL:  # nobody is left to wait for the server, or to remove its log
+        assert wait_until_dead(pid)
+    else:
+        assert not is_alive(pid)
+        assert not list(tmp_path.glob("meet-server-*"))
 
 
 def test_another_server_on_the_port_is_not_taken_for_ours(server: Any) -> None:

@@ -1,7 +1,8 @@
 """A server of our own for as long as a command needs one: a subprocess on a free loopback port.
 
 It is started in a process group of its own and the whole group is ended on every way out: the end of the
-block, an error, Ctrl-C and SIGTERM. Knows nothing of what is served.
+block, an error, Ctrl-C, SIGTERM and a closed terminal. Where this process is killed outright, the kernel sends the
+server SIGTERM. Knows nothing of what is served.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from meet_cli.ending import sigterm_raises
+from meet_cli.ending import signals_raise
 from meet_cli.errors import CommandError
 
 HOST = "127.0.0.1"
@@ -31,6 +32,14 @@ LOG_LINES = 20
 _OWN = "meet: error: "
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b.*: ")
 _POLL_S = 0.1
+# Becomes the command behind it, after it has asked for SIGTERM at its parent's death (1 is PR_SET_PDEATHSIG). Not by
+# preexec_fn, which is unsafe where this process has threads.
+_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
 _SERVERS_KEYS = frozenset({"MEET_USER_KEYS", "MEET_ADMIN_KEYS"})  # of the user's own server, not of this one
 _LOG_BYTES = 64 * 1024
 
@@ -87,14 +96,14 @@ def running_server(
 ) -> Iterator[LocalServer]:
     """Starts `command`, which must serve on `port`, yields once GET /health answers 200, ends it afterwards.
 
-    `what` names it in errors. Raises CommandError where the port is taken, where it stops before it is ready,
-    or is not ready in `ready_timeout_s`; the end of its log is a note of the error, and the whole log is kept.
-    A server that does not stop on SIGTERM in `stop_timeout_s` is killed.
+    `command` begins with a program's path; `what` names it in errors. Raises CommandError where the port is taken,
+    where it stops before it is ready, or is not ready in `ready_timeout_s`; the end of its log is a note of
+    the error, and the whole log is kept. A server that does not stop on SIGTERM in `stop_timeout_s` is killed.
     """
     _check_free(port, what)
-    with _log_file() as log, sigterm_raises():
+    with _log_file() as log, signals_raise():
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-IS", "-c", _WITH_PARENT, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
