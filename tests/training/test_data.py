@@ -276,7 +276,7 @@ def test_configuration_mistakes_name_the_field(tmp_path: Path) -> None:
         ("name.x=1",): "override 'name.x=1': name is a value",
         ("data.3.path=x",): "'3' is no index of a list of 1",
         ("data=[{path: x}",): r"override 'data=\[{path: x}': its value is not YAML: while parsing a flow sequence",
-        ("name=2025-13-01",): "override 'name=2025-13-01': its value is not YAML: month must be in 1..12",
+        ("name=!!int x",): r"override 'name=!!int x': its value is not YAML: invalid literal for int",
         ("name=a/b",): "name: String should match pattern .* not 'a/b'",
     }
     for overrides, message in mistakes.items():
