@@ -199,7 +199,7 @@ def test_a_control_that_is_not_what_its_probe_says_never_gets_in(
 def test_an_update_lets_requests_end_on_the_old_control(client: Client, polite: tuple[Files, Files]) -> None:
     upload(client, polite[0])
     one = {"prompt": "rain", "preference": "polite", "temperature": 0, "max_tokens": 450, "ignore_eos": True}
-    many = {**one, "prompt": ["rain"] * 32}
+    many = {**one, "prompt": ["rain"] * 96}  # more than an update takes, also where the disk is slow
     alone = client("POST", "/v1/completions", json=one).json()["choices"][0]["text"]
 
     async def both() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
