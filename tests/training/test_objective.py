@@ -171,23 +171,22 @@ def test_chunks_of_logits_give_the_same_loss_and_gradients(
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
 def test_logits_that_a_model_changes_afterwards_are_taken_as_changed(model: Any) -> None:
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
     torch.manual_seed(0)
-    gemma = Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=50,
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            final_logit_softcapping=0.5,
-        )
-    )
-    check_nll(gemma)
+    check_nll(Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=0.5)))
 
 
 def check_nll(model: Any) -> None:
@@ -203,13 +202,7 @@ def test_so_are_those_of_a_model_that_multiplies_them() -> None:
 
     torch.manual_seed(0)
     config = FalconH1Config(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
+        **SMALL,
         mamba_d_ssm=16,
         mamba_n_heads=2,
         mamba_d_head=8,

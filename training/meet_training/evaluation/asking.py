@@ -15,6 +15,7 @@ import openai
 
 from meet_client.loopback import direct_async
 from meet_training.errors import TrainingError
+from meet_training.evaluation.prompts import shortened
 
 REQUEST_TIMEOUT_S = 1800.0
 """A slow machine with a full queue needs minutes for one request."""
@@ -71,12 +72,6 @@ def errors_of(endpoint: Endpoint, asked: str) -> Iterator[None]:
         raise TrainingError(f"{endpoint.url} answered no JSON (asked: {shortened(asked)!r})") from None
     except openai.OpenAIError as error:
         raise TrainingError(f"{endpoint.url} stopped answering: {error}") from None
-
-
-def shortened(text: str, length: int = 60) -> str:
-    """The text's beginning on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
 async def work_through(

@@ -33,6 +33,10 @@ class Estimate:
     high: float
     num_prompts: int
 
+    def shown(self, digits: int) -> str:
+        """`0.214 [0.152, 0.276]`."""
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+
 
 def bootstrap(values: npt.ArrayLike, statistic: Statistic, *, seed: int = SEED) -> Estimate:
     """The statistic of the values and its percentile interval over `NUM_RESAMPLES` resamples of the prompts.

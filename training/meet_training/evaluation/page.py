@@ -10,6 +10,7 @@ from typing import Any
 
 from meet_training.evaluation import page_figures as figures
 from meet_training.evaluation.page_style import STYLE
+from meet_training.evaluation.prompts import shortened
 from meet_training.evaluation.verdict import Verdict
 
 _TESTED_BY = {
@@ -88,18 +89,13 @@ def _example(example: dict[str, Any]) -> str:
     )
     heading = (
         f"{example['preference']}, {example['kind']} (by {example['margin']:.4g} {example['attribute']}): "
-        f"{_short(example['prompt'])}"
+        f"{shortened(example['prompt'], 90)}"
     )
     opened = " open" if example["kind"] == "median" else ""
     return (
         f"<details{opened}><summary>{escape(heading)}</summary>\n"
         f'<p class="reply">{escape(example["prompt"])}</p>\n<div class="beside">{beside}</div></details>'
     )
-
-
-def _short(prompt: str) -> str:
-    line = " ".join(prompt.split())
-    return line if len(line) <= 90 else f"{line[:89]}…"
 
 
 def _made(data: dict[str, Any]) -> str:

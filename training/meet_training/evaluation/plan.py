@@ -185,7 +185,7 @@ def _listed(strengths: Sequence[float]) -> str:
 
 def neutral_replies(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> list[tuple[Prompt, str]]:
     """Prompts with the replies that perplexity is measured on; those without text are left out."""
-    return [(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True) if reply.text.strip()]
+    return [(prompt, reply.text) for prompt, reply in zip(prompts, replies, strict=True) if not reply.empty]
 
 
 def scored_pairs(

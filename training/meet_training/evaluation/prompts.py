@@ -54,3 +54,9 @@ def prompt_of(row: Row) -> Prompt:
     if messages[-1]["role"] != "user":
         raise row.mistake("messages", f"must end with the user's message, found {messages[-1]['role']!r}")
     return tuple(Message(message["role"], message["content"]) for message in messages)
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """The text's beginning on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else f"{line[: length - 1]}…"

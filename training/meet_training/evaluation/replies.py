@@ -16,9 +16,9 @@ import openai
 
 from meet_training.data.records import RecordFile
 from meet_training.errors import TrainingError
-from meet_training.evaluation.asking import Endpoint, OnProgress, client_of, errors_of, shortened, work_through
+from meet_training.evaluation.asking import Endpoint, OnProgress, client_of, errors_of, work_through
 from meet_training.evaluation.evaluation_config import SamplingConfig
-from meet_training.evaluation.prompts import Prompt
+from meet_training.evaluation.prompts import Prompt, shortened
 
 
 @dataclass(frozen=True, slots=True)

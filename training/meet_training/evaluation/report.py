@@ -151,7 +151,7 @@ def _curves(results: Results) -> Table:
             curve.attribute,
             curve.summary,
             "  ".join(f"{point.strength:g}: {point.typical(curve.summary).value:.4g}" for point in curve.points),
-            _estimate(curve.rank_correlation, 2),
+            curve.rank_correlation.shown(2),
             "yes" if curve.monotone else "no",
             f"{curve.recommended:g}",
         )
@@ -174,7 +174,7 @@ def _log_odds(results: Results) -> Table:
     for heading in ("nats a token", "prefers its own"):
         table.add_column(heading, justify="right")
     for odds in results.log_odds:
-        table.add_row(odds.preference, odds.opposite, _estimate(odds.mean, 3), _share(odds.prefers_own))
+        table.add_row(odds.preference, odds.opposite, odds.mean.shown(3), _share(odds.prefers_own))
     return table
 
 
@@ -187,7 +187,7 @@ def _odds_curves(results: Results) -> Table:
             curve.preference,
             curve.opposite,
             "  ".join(f"{point.strength:g}: {point.mean.value:.3f}" for point in curve.points),
-            _estimate(curve.rank_correlation, 2),
+            curve.rank_correlation.shown(2),
             "yes" if curve.monotone else "no",
         )
     return table
@@ -197,10 +197,6 @@ def _behind(figures: Iterable[Share | Estimate]) -> str:
     """How many prompts are behind each, for the end of a title; fewer than the whole evaluation's, often."""
     numbers = sorted({figure.num_prompts for figure in figures})
     return f", {' to '.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))} prompts" if numbers else ""
-
-
-def _estimate(estimate: Estimate, digits: int) -> str:
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def _share(share: Share | None) -> str:

@@ -77,11 +77,11 @@ def quality(
     measured: Measured, base: Measured, pairs: Sequence[Ordered], rows: slice, max_perplexity: float | None
 ) -> Quality:
     """Of one training on the rows that rates are chosen on. Without `max_perplexity` none is too much."""
-    found, ratio = by_prompt(measured, pairs, rows), None
+    found, ratio, too_much = by_prompt(measured, pairs, rows), None, 0.0
     if base.neutral_tuning and max_perplexity is not None:
         neutral = scored_beside(measured.neutral_tuning, base.neutral_tuning)
         ratio = float(perplexity_ratios(neutral[None, None])[0])
-    too_much = 0.0 if ratio is None or max_perplexity is None else max(0.0, ratio - max_perplexity)
+        too_much = max(0.0, ratio - max_perplexity)
     return Quality(float(found.holds.mean()), float(found.log_odds.mean()), ratio, too_much)
 
 

@@ -90,8 +90,8 @@ def _table(rows: Sequence[Row], reference: str, num_prompts: int) -> Table:
             f"{row.cost.seconds:.0f}",
             f"{row.cost.parameters / 1e6:.1f}M",
             f"{_percent(row.holds)}{marks['holds']}",
-            f"{_number(row.log_odds)}{marks['log_odds']}",
-            "-" if row.perplexity_ratio is None else _number(row.perplexity_ratio),
+            f"{row.log_odds.shown(3)}{marks['log_odds']}",
+            "-" if row.perplexity_ratio is None else row.perplexity_ratio.shown(3),
             f"{100 * row.broken:.0f}%",
             " | ".join(f"{value:.4g}" for value in row.medians.values()),
             style="bold" if row.name == reference else None,
@@ -119,7 +119,3 @@ def _searched(comparison: Comparison, outcome: Outcome) -> list[dict[str, Any]]:
 
 def _percent(each: Estimate) -> str:
     return f"{100 * each.value:.1f}% [{100 * each.low:.0f}, {100 * each.high:.0f}]"
-
-
-def _number(each: Estimate) -> str:
-    return f"{each.value:.3f} [{each.low:.3f}, {each.high:.3f}]"

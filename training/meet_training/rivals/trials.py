@@ -222,7 +222,7 @@ def _num_learned(model: nn.Module, controls: ControlSet, run: RivalRun) -> int:
 
 def _said(rows: Sequence[Answered], replies: Sequence[Reply]) -> list[Given]:
     """The replies that say anything, each behind its conversation."""
-    return [(row.messages, reply.text) for row, reply in zip(rows, replies, strict=True) if reply.text.strip()]
+    return [(row.messages, reply.text) for row, reply in zip(rows, replies, strict=True) if not reply.empty]
 
 
 def _pair(score: Score) -> tuple[float, int]:
