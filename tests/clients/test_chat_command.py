@@ -67,6 +67,15 @@ def test_the_key_comes_from_the_environment(
     assert [headers["authorization"] for headers in server.headers] == ["Bearer none", "Bearer from-meet"]
 
 
+def test_the_address_comes_from_the_environment_and_help_says_so(
+    meet: Callable[..., Any], server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEET_URL", server.url)
+    assert meet("chat", "Why?").exit_code == 0
+    told = meet("chat", "--help").out
+    assert {"$MEET_URL", "$MEET_API_KEY"} <= set(told.replace(".", " ").split())
+
+
 def test_an_unknown_preference_is_the_servers_one_line(meet: Callable[..., Any], server: Any) -> None:
     outcome = meet("chat", "--url", server.url, "-p", "terse", "Why?")
     assert outcome.exit_code == 2

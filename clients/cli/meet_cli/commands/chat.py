@@ -20,7 +20,9 @@ DEFAULT_URL = "http://127.0.0.1:8000"
     short_help="Ask a server, once or in turns.",
     epilog='Example: meet chat -p concise "Why is the sky blue?"',
 )
-@click.option("--url", default=DEFAULT_URL, envvar="MEET_URL", show_default=True, help="Address of the server.")
+@click.option(
+    "--url", default=DEFAULT_URL, envvar="MEET_URL", show_default=True, help="Address of the server, or else $MEET_URL."
+)
 @click.option(
     "-p",
     "--preference",
