@@ -15,7 +15,9 @@ from fastapi import FastAPI
 import meet_server
 from meet_server.errors import EngineDied, RequestError, ServerError
 from meet_server.http.errors import STATUSES, error_response
+from meet_server.http.health import health_router
 from meet_server.http.preference_changes import change_router
+from meet_server.lifecycle import Lifecycle
 from meet_server.registry.admission import ControlRefused
 
 RAISED = re.compile(r'RequestError\(\s*"([a-z_]+)"')
@@ -37,6 +39,20 @@ def test_body(code: str) -> None:
         "param": "preference",
         "code": code,
     }
+
+
+def test_a_dead_engine_says_nothing_of_what_comes_next() -> None:
+    """The process exits, or starts another engine, or Ray replaces it: the route does not know which."""
+    app = FastAPI()
+    app.include_router(health_router(lambda: True, Lifecycle()))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            return await client.get("/health/ready")
+
+    reply = asyncio.run(ask())
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_dead")
+    assert "exit" not in reply.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def health_router(engine_is_dead: Callable[[], bool], lifecycle: Lifecycle) -> A
     async def ready() -> dict[str, str] | JSONResponse:
         """The engine answers too, every control is proved, and the server is not about to stop."""
         if engine_is_dead():
-            return error_response(RequestError("engine_dead", "the engine has died; the server is about to exit"))
+            return error_response(RequestError("engine_dead", "the engine has died: no request is answered"))
         if lifecycle.draining:
             return error_response(RequestError("draining", "the server has been told to stop"))
         return {"status": "ready"}
