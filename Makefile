@@ -39,7 +39,7 @@ clients:  ## install the clients of examples/clients, and build the TypeScript c
 	@requirements/clients.sh
 
 CLIENT_TESTS := tests/server/test_client_examples.py tests/server/test_typescript_client.py tests/server/test_page.py \
-	tests/server/test_chat_page.py
+	tests/server/test_playground.py tests/server/test_chat_page.py
 
 test-clients: setup clients  ## every client and the page against the real server; fails without node 20 or a chromium
 	@MEET_REQUIRE_CLIENTS=1 $(BIN)/python -m pytest $(CLIENT_TESTS)

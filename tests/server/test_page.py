@@ -121,13 +121,13 @@ def test_a_request_as_code(page: Any) -> None:
     slider(page, "detailed").focus()
     page.keyboard.press("ArrowRight")
     page.get_by_label("Key").fill("sk-secret")
-    page.get_by_text("Copy as code").click()
+    page.locator("summary:visible", has_text="Copy as code").click()
     for language, words in (
         ("curl", "/v1/chat/completions"),
         ("Python", "extra_body={"),
         ("TypeScript", "new OpenAI("),
     ):
-        page.get_by_label("Language").select_option(language)
+        page.get_by_role("combobox", name="Language").select_option(language)
         code = page.get_by_role("region", name=f"The request as {language}").inner_text()
         assert words in code
         assert '"detailed": 0.05' in code

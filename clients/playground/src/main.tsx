@@ -9,7 +9,7 @@ import { asked, initial, said, type Strengths } from "./preferences";
 import { Sliders } from "./sliders";
 import "./style.css";
 
-const VIEWS = { chat: "Chat", compare: "Side by side" } as const;
+const VIEWS = { Chat, "Side by side": Compare };
 type View = keyof typeof VIEWS;
 
 function Page() {
@@ -18,7 +18,7 @@ function Page() {
   const [error, setError] = useState<string | null>(null);
   const [strengths, setStrengths] = useState<Strengths>({});
   const [options, setOptions] = useState({ max_tokens: 256, temperature: 0.7 });
-  const [view, setView] = useState<View>("chat");
+  const [view, setView] = useState<View>("Chat");
 
   const load = async () => {
     try {
@@ -33,7 +33,6 @@ function Page() {
   useEffect(() => void load(), []);
 
   const preference = listing ? asked(listing.preferences, strengths) : null;
-  const View = { chat: Chat, compare: Compare }[view];
   return (
     <>
       <header>
@@ -41,7 +40,7 @@ function Page() {
         <nav aria-label="Views">
           {(Object.keys(VIEWS) as View[]).map((each) => (
             <button key={each} type="button" aria-pressed={each === view} onClick={() => setView(each)}>
-              {VIEWS[each]}
+              {each}
             </button>
           ))}
         </nav>
@@ -49,7 +48,13 @@ function Page() {
       <main>
         <div class="view">
           {error && <p role="alert">{error}</p>}
-          {listing && <View apiKey={apiKey} listing={listing} options={options} preference={preference} />}
+          {listing &&
+            Object.entries(VIEWS).map(([each, View]) => (
+              // Both stay, so that what is in one outlives a look at the other.
+              <div class="view" key={each} hidden={each !== view}>
+                <View apiKey={apiKey} listing={listing} options={options} preference={preference} />
+              </div>
+            ))}
         </div>
         <aside aria-label="Settings">
           {listing && (

@@ -1,6 +1,6 @@
 /** Small parts that both views show. */
 import type { ComponentChildren } from "preact";
-import { useState } from "preact/hooks";
+import { useId, useState } from "preact/hooks";
 
 import type { ChatRequest } from "./api";
 import type { Reply } from "./replies";
@@ -43,6 +43,7 @@ interface PromptProps {
 }
 
 export function Prompt({ label, busy, onSend, onStop, text, onText, children }: PromptProps) {
+  const id = useId();
   const send = () => {
     if (!busy && text.trim()) onSend(text.trim());
   };
@@ -54,9 +55,9 @@ export function Prompt({ label, busy, onSend, onStop, text, onText, children }: 
         send();
       }}
     >
-      <label for="prompt">{label}</label>
+      <label for={id}>{label}</label>
       <textarea
-        id="prompt"
+        id={id}
         rows={2}
         value={text}
         onInput={(event) => onText(event.currentTarget.value)}
@@ -86,6 +87,7 @@ export function Prompt({ label, busy, onSend, onStop, text, onText, children }: 
 }
 
 export function CopyAs({ request }: { request: ChatRequest }) {
+  const id = useId();
   const [language, setLanguage] = useState<Language>("curl");
   const [copied, setCopied] = useState("");
   const code = snippet(language, location.origin, request);
@@ -101,9 +103,9 @@ export function CopyAs({ request }: { request: ChatRequest }) {
     <details class="copy">
       <summary>Copy as code</summary>
       <div class="row">
-        <label for="language">Language</label>
+        <label for={id}>Language</label>
         <select
-          id="language"
+          id={id}
           value={language}
           onChange={(event) => {
             setLanguage(event.currentTarget.value as Language);
