@@ -129,3 +129,15 @@ def test_a_chat_outlives_a_look_at_the_other_view(page: Any, fake: Fake) -> None
     assert page.locator("[role=log] .reply").all_inner_texts() == ["Water.", "Water."]
     show(page, "Side by side")
     assert page.get_by_label("Prompt for all").input_value() == "half a prompt"
+
+
+def test_what_is_no_event_in_a_stream_is_passed_over(page: Any, fake: Fake) -> None:
+    """`--sse-keep-alive-interval` has vLLM send comments, and a proxy may cut the stream anywhere."""
+    snow = event("Schnee fällt.")
+    middle = snow.index("ä".encode()) + 1
+    quietly = event(" Leise.").replace(b"\n", b"\r\n")
+    fake.pieces = lambda: [b": keep-alive\n\n", snow[:middle], snow[middle:], b": keep-alive\n\n", quietly]
+    ask(page)
+    page.get_by_role("button", name="Send").wait_for()
+    assert page.get_by_role("alert").count() == 0
+    assert page.locator("[role=log] .reply").inner_text() == "Schnee fällt. Leise."

@@ -105,11 +105,11 @@ async function* events(response: Response): AsyncGenerator<string> {
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
-    const parts = (held + value).split("\n\n");
-    held = parts.pop() ?? "";
-    for (const part of parts) {
-      const data = part.replace(/^data: ?/, "");
-      if (data !== "[DONE]") yield data;
+    const lines = (held + value).split("\n");
+    held = lines.pop() ?? "";
+    for (const line of lines) {
+      const data = line.startsWith("data:") ? line.slice(5).trim() : ""; // else a comment, or the end of an event
+      if (data && data !== "[DONE]") yield data;
     }
   }
 }
