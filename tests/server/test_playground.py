@@ -141,3 +141,16 @@ def test_what_is_no_event_in_a_stream_is_passed_over(page: Any, fake: Fake) -> N
     page.get_by_role("button", name="Send").wait_for()
     assert page.get_by_role("alert").count() == 0
     assert page.locator("[role=log] .reply").inner_text() == "Schnee fällt. Leise."
+
+
+def test_behind_a_proxy_that_gives_the_server_a_path(page: Any, served: tuple[str, Fake]) -> None:
+    url = f"{served[0]}{PREFIX}"
+    elsewhere: list[str] = []
+    page.on("request", lambda asked: None if asked.url.startswith((url, "data:")) else elsewhere.append(asked.url))
+    opened(page, f"{url}/")
+    ask(page)
+    page.get_by_role("button", name="Send").wait_for()
+    assert page.locator("[role=log] .reply").inner_text() == "Water."
+    assert elsewhere == []
+    page.get_by_text("Copy as code").locator("visible=true").click()
+    assert f"curl {url}/v1/chat/completions " in page.get_by_role("region", name="The request as curl").inner_text()

@@ -48,6 +48,9 @@ export interface Listing {
   preferences: Preference[];
 }
 
+/** The server's address: where the page lies, which behind a proxy may be a path. */
+export const SERVER = location.origin + location.pathname.replace(/\/[^/]*$/, "");
+
 function headers(key: string): Record<string, string> {
   return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
 }
@@ -67,7 +70,7 @@ async function answered(response: Response): Promise<Response> {
 
 /** The first model and all preferences. */
 export async function list(key: string): Promise<Listing> {
-  const get = async (path: string) => (await answered(await fetch(path, { headers: headers(key) }))).json();
+  const get = async (path: string) => (await answered(await fetch(SERVER + path, { headers: headers(key) }))).json();
   const [models, preferences] = await Promise.all([get("/v1/models"), get("/v1/preferences")]);
   return { model: models.data[0].id, preferences: preferences.data };
 }
@@ -81,7 +84,7 @@ export async function ask(
 ): Promise<void> {
   // `return_token_ids` is vLLM's: an event may hold several tokens, and only their ids count them.
   const body = JSON.stringify({ ...request, stream: true, return_token_ids: true });
-  const sent = fetch("/v1/chat/completions", { method: "POST", headers: headers(key), body, signal });
+  const sent = fetch(`${SERVER}/v1/chat/completions`, { method: "POST", headers: headers(key), body, signal });
   const response = await answered(await sent);
   const applied = response.headers.get("x-meet-preference");
   for await (const data of events(response)) {

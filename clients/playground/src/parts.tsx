@@ -2,7 +2,7 @@
 import type { ComponentChildren } from "preact";
 import { useId, useState } from "preact/hooks";
 
-import type { ChatRequest } from "./api";
+import { type ChatRequest, SERVER } from "./api";
 import type { Reply } from "./replies";
 import { type Language, LANGUAGES, snippet } from "./snippets";
 
@@ -90,7 +90,7 @@ export function CopyAs({ request }: { request: ChatRequest }) {
   const id = useId();
   const [language, setLanguage] = useState<Language>("curl");
   const [copied, setCopied] = useState("");
-  const code = snippet(language, location.origin, request);
+  const code = snippet(language, SERVER, request);
   const copy = async () => {
     try {
       await navigator.clipboard.writeText(code);
