@@ -154,3 +154,13 @@ def test_behind_a_proxy_that_gives_the_server_a_path(page: Any, served: tuple[st
     assert elsewhere == []
     page.get_by_text("Copy as code").locator("visible=true").click()
     assert f"curl {url}/v1/chat/completions " in page.get_by_role("region", name="The request as curl").inner_text()
+
+
+def test_sliders_stay_where_they_were_put(page: Any) -> None:
+    assert page.get_by_text("Asks for: concise 1").is_visible()
+    page.locator("#strength-detailed").fill("0.5")
+    page.get_by_label("Tokens at most").fill("12")
+    with page.expect_response("**/v1/preferences"):
+        page.keyboard.press("Enter")
+    page.get_by_role("button", name="No control").focus()
+    assert page.get_by_text("Asks for: concise 1, detailed 0.5").is_visible()

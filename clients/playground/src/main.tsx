@@ -24,7 +24,7 @@ function Page() {
     try {
       const found = await list(apiKey);
       setListing(found);
-      setStrengths(initial(found.preferences));
+      if (!listing) setStrengths(initial(found.preferences)); // later they are what somebody chose
       setError(null);
     } catch (failure) {
       setError(failure instanceof Error ? failure.message : String(failure));
