@@ -164,3 +164,22 @@ def test_sliders_stay_where_they_were_put(page: Any) -> None:
         page.keyboard.press("Enter")
     page.get_by_role("button", name="No control").focus()
     assert page.get_by_text("Asks for: concise 1, detailed 0.5").is_visible()
+
+
+def test_the_chat_shows_the_end_of_a_long_reply_unless_it_is_scrolled_away(page: Any, fake: Fake) -> None:
+    def end() -> float:
+        left: float = page.get_by_role("log").evaluate("e => e.scrollHeight - e.clientHeight - e.scrollTop")
+        return left
+
+    fake.pieces = lambda: [event(f"{line}\n") for line in range(100)]
+    ask(page)
+    page.get_by_role("button", name="Send").wait_for()
+    assert end() < 2
+    fake.go.clear()
+    ask(page)
+    page.get_by_role("button", name="Stop").wait_for()
+    page.get_by_role("log").evaluate("e => { e.scrollTop = 0; }")
+    page.wait_for_timeout(100)
+    fake.go.set()
+    page.get_by_role("button", name="Send").wait_for()
+    assert page.get_by_role("log").evaluate("e => e.scrollTop") == 0

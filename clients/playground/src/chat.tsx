@@ -1,5 +1,5 @@
 /** A chat, under the preferences that the sliders ask for. */
-import { useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import type { ChatRequest, Message } from "./api";
 import { CopyAs, Facts, Prompt } from "./parts";
@@ -16,6 +16,12 @@ export function Chat({ apiKey, listing, options, preference }: ViewProps) {
   const [question, setQuestion] = useState<string | null>(null);
   const [text, setText] = useState("");
   const asking = useAsking(apiKey);
+  const log = useRef<HTMLDivElement>(null);
+  const atEnd = useRef(true);
+  // What comes is in sight, unless somebody has scrolled to what came before.
+  useLayoutEffect(() => {
+    if (atEnd.current) log.current!.scrollTop = log.current!.scrollHeight;
+  });
 
   const requestOf = (asked: string): ChatRequest => {
     const before = turns.flatMap((turn): Message[] => [
@@ -26,6 +32,7 @@ export function Chat({ apiKey, listing, options, preference }: ViewProps) {
     return { model: listing.model, messages, ...options, preference };
   };
   const send = async (asked: string) => {
+    atEnd.current = true;
     setQuestion(asked);
     setText("");
     const replies = await asking.send(requestOf(asked));
@@ -35,7 +42,16 @@ export function Chat({ apiKey, listing, options, preference }: ViewProps) {
   };
   return (
     <>
-      <div class="log" role="log" aria-label="Chat" tabindex={0}>
+      <div
+        class="log"
+        role="log"
+        aria-label="Chat"
+        tabindex={0}
+        ref={log}
+        onScroll={({ currentTarget: { scrollHeight, clientHeight, scrollTop } }) => {
+          atEnd.current = scrollHeight - clientHeight - scrollTop < 8;
+        }}
+      >
         {turns.length === 0 && question === null && <p>Set a preference, ask, then ask again with another.</p>}
         {turns.map((turn, index) => (
           <TurnShown key={index} question={turn.question} reply={turn.reply} />
