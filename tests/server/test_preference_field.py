@@ -41,8 +41,9 @@ class Reply:
 class FakeApp:
     """Notes what it gets, and answers in two chunks."""
 
-    def __init__(self, status: int = 200) -> None:
+    def __init__(self, status: int, queue: FairQueue) -> None:
         self.status = status
+        self.queue = queue
         self.seen: list[dict[str, Any]] = []
         self.control: LoadedControl | None = None
 
@@ -56,7 +57,8 @@ class FakeApp:
         message = await receive()
         after = await receive()
         headers = [(k.decode(), v.decode()) for k, v in scope["headers"]]
-        self.seen.append({"body": message["body"], "headers": headers, "control": self.control, "after": after["type"]})
+        seen = {"body": message["body"], "headers": headers, "control": self.control, "after": after["type"]}
+        self.seen.append({**seen, "running": self.queue.num_running})
         await send({"type": "http.response.start", "status": self.status, "headers": [(b"x-request-id", b"1")]})
         await send({"type": "http.response.body", "body": b"a", "more_body": True})
         await send({"type": "http.response.body", "body": b"b"})
@@ -66,7 +68,8 @@ class Wrapped:
     """The wrapper, a fake app inside it, and `concise` (or `short`), `formal` and `playful` loaded."""
 
     def __init__(self, *, status: int = 200, default: str | None = None) -> None:
-        self.inner = FakeApp(status)
+        self.queue = FairQueue(64, 8)
+        self.inner = FakeApp(status, self.queue)
         live = LiveControls()
         for name in ("concise", "formal", "playful"):
             live.publish(live.number(preference(name), Path("controls") / name))
@@ -77,7 +80,7 @@ class Wrapped:
             applying=self.inner.applying,
             together=lambda num: [nullcontext()] * num,
             names=("tiny", "tiny:odd"),
-            turns=Turns(FairQueue(64, 8), LoadSettings()),
+            turns=Turns(self.queue, LoadSettings()),
         )
 
     def post(
@@ -243,6 +246,24 @@ def test_responses_in_the_background_are_refused(model: str | None) -> None:
         ({"background": True}, CHAT),
     ):
         assert app.post(body, path).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "num"),
+    [
+        (CHAT, {"messages": [{}, {}, {}], "items": ["a", "b"]}, 1),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}, 4),
+        (f"{CHAT}/batch", {"messages": [[{}], [{}], [{}]]}, 3),
+        (f"{CHAT}/batch", {"messages": []}, 1),
+        ("/generative_scoring", {"query": "a", "items": ["b", "c"]}, 2),
+        ("/v1/systemone", {"questions": {"a": {}, "b": {}, "c": {}}}, 3),
+        ("/v1/systemone", {"questions": 3}, 1),
+    ],
+)
+def test_what_vllm_asks_the_engine_at_once_is_counted_in_the_queue(path: str, body: dict[str, Any], num: int) -> None:
+    app = Wrapped()
+    app.post(body, path)
+    assert app.seen["running"] == num
 
 
 def test_unknown_suffix_is_refused() -> None:

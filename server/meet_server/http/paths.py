@@ -7,16 +7,8 @@ from starlette.types import Scope
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 GENERATING = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
-GENERATING_TOO = frozenset(
-    {
-        f"{CHAT}/batch",
-        "/invocations",
-        "/inference/v1/generate",
-        "/generative_scoring",
-        "/cohere/v2/chat",
-        "/v1/systemone",
-    }
-)
+BATCH, SCORING, DECISIONS = f"{CHAT}/batch", "/generative_scoring", "/v1/systemone"
+GENERATING_TOO = frozenset({BATCH, SCORING, DECISIONS, "/invocations", "/inference/v1/generate", "/cohere/v2/chat"})
 """vLLM's other routes that end in the engine. A preference is applied there too; keys of some alone are not taken."""
 ASKING = GENERATING | GENERATING_TOO
 PREFERENCES = "/v1/preferences"

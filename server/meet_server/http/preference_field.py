@@ -23,7 +23,17 @@ from meet_server.http import several_preferences
 from meet_server.http.body import Disconnected, read_body, replay, with_length
 from meet_server.http.errors import error_response
 from meet_server.http.keys import KEY
-from meet_server.http.paths import ASKING, CHAT, COMPLETIONS, MESSAGES, RESPONSES, path_of
+from meet_server.http.paths import (
+    ASKING,
+    BATCH,
+    CHAT,
+    COMPLETIONS,
+    DECISIONS,
+    MESSAGES,
+    RESPONSES,
+    SCORING,
+    path_of,
+)
 from meet_server.http.several_preferences import Entry, SeveralReplies, Together
 from meet_server.http.turns import Turns
 from meet_server.preferences import words
@@ -36,6 +46,8 @@ Applying = Callable[[LoadedControl | None], AbstractContextManager[None]]
 THEIR_FIELDS = {CHAT: ("verbosity",), RESPONSES: ("text", "verbosity"), MESSAGES: ("output_config", "effort")}
 """Where each API has a field of its own that the manifest may map to preferences."""
 TAKING_SEVERAL = (CHAT, COMPLETIONS)
+EACH_OF = {BATCH: "messages", SCORING: "items", DECISIONS: "questions"}
+"""Where vLLM asks the engine for each of several at once, as it does for several prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +128,7 @@ class PreferenceField:
             return _Asked(entries, body, is_several=True, num_choices=num)
         applied, rewritten = self._take(path, headers, request)
         entries = [] if applied is None else [Entry(applied, 0)]
-        return _Asked(entries, rewritten or body, num_choices=several_preferences.num_choices(request))
+        return _Asked(entries, rewritten or body, num_choices=_num_choices(path, request))
 
     def _answering(self, asked: _Asked) -> ASGIApp:
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
@@ -233,6 +245,11 @@ def _bytes(request: dict[str, Any]) -> bytes:
         return json.dumps(request, separators=(",", ":")).encode()
     except RecursionError:
         raise RequestError("invalid_body", "the body is nested too deeply") from None
+
+
+def _num_choices(path: str, request: dict[str, Any]) -> int:
+    each = request.get(EACH_OF.get(path, ""))
+    return len(each) if isinstance(each, list | dict) and each else several_preferences.num_choices(request)
 
 
 def _at(request: dict[str, Any], place: tuple[str, ...]) -> object:
