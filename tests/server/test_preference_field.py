@@ -266,6 +266,35 @@ def test_what_vllm_asks_the_engine_at_once_is_counted_in_the_queue(path: str, bo
     assert app.seen["running"] == num
 
 
+@pytest.mark.parametrize(
+    ("body", "named", "control", "left"),
+    [
+        ({"model": "tiny"}, "tiny:short", "concise", None),
+        ({"model": "tiny", "preference": None}, "tiny", None, None),
+        ({"model": "tiny:concise"}, "tiny:formal", "formal", None),
+        ({"model": "tiny:formal"}, "", "formal", None),
+        ({"model": "another", "preference": "formal"}, "", "formal", None),  # the model that vLLM takes is ours
+        ({"model": "another"}, "", "concise", None),
+        ({"model": "tiny"}, "another", None, "another"),  # which vLLM may have
+    ],
+)
+def test_invocations_are_of_the_model_that_sagemakers_header_names(
+    body: dict[str, Any], named: str, control: str | None, left: str | None
+) -> None:
+    app = Wrapped(default="concise")
+    reply = app.post(body, "/invocations", headers=(("X-Amzn-SageMaker-Adapter-Identifier", named),))
+    assert app.control == control
+    assert ("x-meet-preference" in reply.headers) == (left is None)
+    assert dict(app.seen["headers"]).get("x-amzn-sagemaker-adapter-identifier") == left
+
+
+def test_invocations_that_ask_for_two_preferences_are_refused() -> None:
+    adapter = (("X-Amzn-SageMaker-Adapter-Identifier", "tiny:formal"),)
+    error = Wrapped().post({"preference": "concise"}, "/invocations", headers=adapter).error
+    assert error["code"] == "conflicting_preferences"
+    assert Wrapped().post({"preference": "concise"}, headers=adapter).status == 200  # elsewhere it says nothing
+
+
 def test_unknown_suffix_is_refused() -> None:
     error = Wrapped().post({"model": "tiny:angry"}).error
     assert (error["code"], error["param"]) == ("unknown_preference", "model")

@@ -65,6 +65,16 @@ def test_other_routes_that_generate_apply_what_is_asked_for(http: httpx.Client, 
             assert {choice["message"]["content"] for choice in reply.json()["choices"]} == {greedy["concise"]}
 
 
+def test_invocations_apply_the_adapter_that_sagemakers_header_names(http: httpx.Client, greedy: dict[str, str]) -> None:
+    options = {"messages": MESSAGES, "temperature": 0, "max_tokens": NUM_TOKENS}
+    for model, named, control in (("tiny", "tiny:detailed", "detailed"), ("another", "", "none")):
+        headers = {"X-Amzn-SageMaker-Adapter-Identifier": named}
+        reply = http.post("/invocations", json={"model": model, **options}, headers=headers)
+        assert reply.status_code == 200, reply.text
+        assert reply.headers["x-meet-preference"].startswith(control)
+        assert reply.json()["choices"][0]["message"]["content"] == greedy[control]
+
+
 @pytest.mark.parametrize(
     ("control", "options"),
     [

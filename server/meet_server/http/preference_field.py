@@ -29,6 +29,7 @@ from meet_server.http.paths import (
     CHAT,
     COMPLETIONS,
     DECISIONS,
+    INVOCATIONS,
     MESSAGES,
     RESPONSES,
     SCORING,
@@ -46,6 +47,8 @@ Applying = Callable[[LoadedControl | None], AbstractContextManager[None]]
 THEIR_FIELDS = {CHAT: ("verbosity",), RESPONSES: ("text", "verbosity"), MESSAGES: ("output_config", "effort")}
 """Where each API has a field of its own that the manifest may map to preferences."""
 TAKING_SEVERAL = (CHAT, COMPLETIONS)
+ADAPTER = "X-Amzn-SageMaker-Adapter-Identifier"
+"""On `/invocations` vLLM takes the model's name from here, and none where none is here: never from the body."""
 EACH_OF = {BATCH: "messages", SCORING: "items", DECISIONS: "questions"}
 """Where vLLM asks the engine for each of several at once, as it does for several prompts."""
 
@@ -107,6 +110,9 @@ class PreferenceField:
             return
         if asked.body is not body:
             scope = with_length(scope, len(asked.body))
+        if asked.entries and path == INVOCATIONS:
+            headers = [(name, value) for name, value in scope["headers"] if name.lower() != ADAPTER.lower().encode()]
+            scope = {**scope, "headers": headers}
         if asked.entries:
             send = _announce(" | ".join(str(entry.applied) for entry in asked.entries), send)
         with ExitStack() as held:  # before the first wait: its controls stay loaded until the request ends
@@ -119,6 +125,10 @@ class PreferenceField:
         request = _object(body)
         if request is None:
             return _Asked([], body)
+        if path == INVOCATIONS and (named := headers.get(ADAPTER)):
+            request["model"] = named
+        elif path == INVOCATIONS and self._suffix(request) is None:
+            del request["model"]
         if path == RESPONSES and request.get("background"):
             # vLLM would answer at once and go on without what the request holds: its control, its turn, its key's.
             raise RequestError("invalid_body", "background is not served here; stream the reply", param="background")
