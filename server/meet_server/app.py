@@ -24,6 +24,7 @@ from meet_server.engine.proof import prove
 from meet_server.engine.soft_prompts import SoftPromptEngine
 from meet_server.errors import ServerError
 from meet_server.http.bounds import RequestBounds
+from meet_server.http.cors import expose_headers
 from meet_server.http.health import health_router
 from meet_server.http.keys import KeyGate
 from meet_server.http.model_routes import model_router
@@ -155,6 +156,7 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
     app.include_router(health_router(lambda: engine.is_dead, served.lifecycle))
     app.state.refused = served.metrics.refused
     app.include_router(page_router())
+    expose_headers(app)
     if settings.log_requests:
         app.user_middleware.insert(0, Middleware(RequestLog))  # outermost: what vLLM's own refuses has a line too
     wrap(

@@ -281,3 +281,4 @@ def test_with_an_api_key_everything_of_ours_is_behind_it(server: Server, bundle:
     assert [response.status_code for response in responses] == [401, 401, 200, 400, 200]
     # Our own refusals pass vLLM's CORS on their way out, so that a page can read them.
     assert responses[3].headers["access-control-allow-origin"] == "https://page.example"
+    assert "X-Meet-Preference" in responses[3].headers["access-control-expose-headers"]
