@@ -18,7 +18,7 @@ def model_router(cards: Cards) -> APIRouter:
     """The route. `cards` gives the entries of `GET /v1/models`."""
     router = APIRouter(tags=["models"])
 
-    @router.get("/v1/models/{model}", response_model=None)
+    @router.get("/v1/models/{model:path}", response_model=None)
     async def retrieve_model(model: str) -> dict[str, Any] | JSONResponse:
         """One entry of `GET /v1/models`."""
         for card in await cards():
