@@ -28,3 +28,24 @@ def test_the_typescript_client(server: Server) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "# pass 8" in done.stdout
+
+
+def test_the_types_of_the_typescript_client() -> None:
+    compiler = CLIENT / "node_modules" / ".bin" / "tsc"
+    if not compiler.is_file() or not (CLIENT / "dist" / "index.d.ts").is_file():
+        absent("needs node and a built clients/typescript: `make clients`")
+    options = [
+        "--ignoreConfig",
+        "--noEmit",
+        "--strict",
+        "--module",
+        "nodenext",
+        "--target",
+        "es2022",
+        "--types",
+        "node",
+    ]
+    done = subprocess.run(
+        [compiler, *options, "test/types.ts"], cwd=CLIENT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout

@@ -10,6 +10,7 @@ import type { Stream } from "openai/streaming";
 import { type PlacedText, repliesFrom, type Reply, ReplyStream } from "./reply.js";
 import {
   apiUrl,
+  type ChangedPreference,
   changeOf,
   chatOf,
   type Messages,
@@ -94,13 +95,13 @@ export class MeetClient {
   }
 
   /** Adds the preference that a zip archive is of. This and the next two need an admin key. */
-  async addPreference(archive: Uint8Array): Promise<Preference> {
-    return await this.openai.post<Preference>("/preferences", changeOf(archive));
+  async addPreference(archive: Uint8Array): Promise<ChangedPreference> {
+    return await this.openai.post<ChangedPreference>("/preferences", changeOf(archive));
   }
 
   /** Gives it another control, a zip archive, or changes fields. */
-  async changePreference(name: string, change: Uint8Array | PreferenceChange): Promise<Preference> {
-    return await this.openai.patch<Preference>(pathOf(name), changeOf(change));
+  async changePreference(name: string, change: Uint8Array | PreferenceChange): Promise<ChangedPreference> {
+    return await this.openai.patch<ChangedPreference>(pathOf(name), changeOf(change));
   }
 
   /** Removes it. */

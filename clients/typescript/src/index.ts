@@ -10,4 +10,11 @@ export { MeetClient } from "./client.js";
 export type { ChatOptions, MeetOptions } from "./client.js";
 export { ReplyStream } from "./reply.js";
 export type { PlacedText, Reply } from "./reply.js";
-export type { Calibration, Messages, Preference, PreferenceChange, PreferenceValue } from "./words.js";
+export type {
+  Calibration,
+  ChangedPreference,
+  Messages,
+  Preference,
+  PreferenceChange,
+  PreferenceValue,
+} from "./words.js";

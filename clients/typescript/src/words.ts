@@ -38,6 +38,16 @@ export interface PreferenceChange {
   revision?: number;
 }
 
+/** What a change answers: the preference as it is now. Of one that is disabled the server says no more than its name. */
+export type ChangedPreference = Revised &
+  ((Preference & { readonly enabled?: undefined }) | { readonly id: string; readonly enabled: false });
+
+interface Revised {
+  readonly revision: number;
+  /** Of the whole registry: it grows by one with every change. */
+  readonly generation: number;
+}
+
 export const APPLIED_HEADER = "X-Meet-Preference";
 
 /** Messages as the API has them. */
