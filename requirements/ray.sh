@@ -16,4 +16,4 @@ if ! { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; }; then
 fi
 # Ray's processes inherit the path, so that its workers find what is here too.
 PYTHONPATH=$PWD/$folder${PYTHONPATH:+:$PYTHONPATH} "$python" -m pytest -m "slow or not slow" -s \
-  ${TESTS:-tests/server/test_ray_serve.py}
+  ${TESTS:-tests/server/test_ray_front.py tests/server/test_ray_serve.py}
