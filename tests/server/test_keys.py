@@ -188,6 +188,13 @@ def test_where_no_key_is_set_pages_of_others_are_refused(origin: str | None, sta
     assert ask("POST", CHAT, {**headers, **bearer(USER)}).status_code == 200  # with keys it is CORS that decides
 
 
+def test_a_browsers_question_before_a_request_brings_no_key() -> None:
+    asks = {"origin": "https://page.example", "access-control-request-method": "POST"}
+    assert ask("OPTIONS", CHAT, asks).text == "nobody"
+    assert ask("OPTIONS", CHAT, {"origin": "https://page.example"}).status_code == 401
+    assert ask("POST", CHAT, asks).status_code == 401
+
+
 def test_websockets_are_guarded_too() -> None:
     async def connect(headers: list[tuple[bytes, bytes]]) -> list[Any]:
         sent: list[Any] = []

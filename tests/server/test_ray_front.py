@@ -19,6 +19,7 @@ from meet_server.ray_serve import front
 from meet_server.settings import Settings
 
 KEY = "sk-user-0123456789"
+PREFLIGHT = {"origin": "https://page.example", "access-control-request-method": "POST"}
 
 
 class Replicas:
@@ -77,8 +78,16 @@ def test_a_request_with_a_key_reaches_a_replica_whole(replicas: Replicas) -> Non
     assert len(replicas.asked) == 1
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/health/ready")])
+def test_a_browsers_question_before_a_request_of_another_origin_reaches_a_replica(replicas: Replicas) -> None:
+    """It brings no key, and vLLM's CORS, which stands in the replica, answers it."""
+    assert ask(replicas, "OPTIONS", "/v1/completions", PREFLIGHT)[0] == 200
+    assert ask(replicas, "OPTIONS", "/v1/completions", {})[0] == 401
+    assert ask(replicas, "POST", "/v1/completions", PREFLIGHT)[0] == 401
+    assert replicas.asked == [("OPTIONS", "/v1/completions", b"")]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/health/ready"), ("OPTIONS", "/v1/completions")])
 def test_no_body_is_read_of_what_needs_no_key(replicas: Replicas, method: str, path: str) -> None:
-    status, _, num_read = ask(replicas, method, path, {}, b"x" * 100_000)
+    status, _, num_read = ask(replicas, method, path, PREFLIGHT, b"x" * 100_000)
     assert (status, num_read) == (200, 0)
     assert replicas.asked == [(method, path, b"")]

@@ -34,7 +34,7 @@ class KeyGate:
         self._num_requests: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket") or path_of(scope) in OPEN:
+        if scope["type"] not in ("http", "websocket") or path_of(scope) in OPEN or _is_preflight(scope):
             await self._app(scope, receive, send)
             return
         try:
@@ -87,6 +87,12 @@ class KeyGate:
         raise RequestError(
             "origin_not_allowed", "no key is set, so that pages of other machines are not served; set keys"
         )
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether it is a browser's question if a page may ask. It never has a key, and vLLM's CORS answers it: in front of
+    this, but under Ray in the replica."""
+    return scope.get("method") == "OPTIONS" and "access-control-request-method" in Headers(scope=scope)
 
 
 def _presented(headers: Headers) -> str | None:
