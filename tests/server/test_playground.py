@@ -183,3 +183,15 @@ def test_the_chat_shows_the_end_of_a_long_reply_unless_it_is_scrolled_away(page:
     fake.go.set()
     page.get_by_role("button", name="Send").wait_for()
     assert page.get_by_role("log").evaluate("e => e.scrollTop") == 0
+
+
+@pytest.mark.parametrize("typed", ["0.5", ".25", "1"])
+def test_a_number_is_what_was_typed(page: Any, fake: Fake, typed: str) -> None:
+    field = page.get_by_label("Temperature")
+    assert field.input_value() == "0.7"
+    field.focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(typed)
+    ask(page)
+    page.get_by_role("button", name="Send").wait_for()
+    assert (field.input_value(), fake.asked[-1]["temperature"]) == (typed, float(typed))

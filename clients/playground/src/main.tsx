@@ -104,11 +104,18 @@ interface NumberProps {
   onChange: (value: number) => void;
 }
 
-function Number({ label, onChange, ...rest }: NumberProps) {
+function Number({ label, value, onChange, ...rest }: NumberProps) {
   return (
     <label>
       {label}
-      <input type="number" required {...rest} onInput={(event) => onChange(event.currentTarget.valueAsNumber || 0)} />
+      {/* Its text is the browser's own: put back as a number, a point that was just typed would be lost. */}
+      <input
+        type="number"
+        required
+        {...rest}
+        defaultValue={String(value)}
+        onInput={(event) => onChange(event.currentTarget.valueAsNumber || 0)}
+      />
     </label>
   );
 }
