@@ -195,3 +195,20 @@ def test_a_number_is_what_was_typed(page: Any, fake: Fake, typed: str) -> None:
     ask(page)
     page.get_by_role("button", name="Send").wait_for()
     assert (field.input_value(), fake.asked[-1]["temperature"]) == (typed, float(typed))
+
+
+def test_what_is_typed_meanwhile_outlives_an_error(page: Any, fake: Fake) -> None:
+    fake.pieces = lambda: [event("Wa"), b'data: {"error": {"message": "the engine has died"}}\n\n']
+    fake.go.clear()
+    ask(page)
+    page.get_by_role("button", name="Stop").wait_for()
+    page.get_by_label("Message").fill("And snow?")
+    fake.go.set()
+    page.get_by_role("alert").wait_for()
+    assert page.get_by_role("alert").inner_text() == "the engine has died"
+    page.get_by_role("button", name="Send").wait_for()
+    assert page.get_by_label("Message").input_value() == "And snow?"
+    page.get_by_label("Message").fill("")
+    ask(page, "And hail?")
+    page.get_by_role("button", name="Send").wait_for()
+    assert page.get_by_label("Message").input_value() == "And hail?"

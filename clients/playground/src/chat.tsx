@@ -37,7 +37,7 @@ export function Chat({ apiKey, listing, options, preference }: ViewProps) {
     setText("");
     const replies = await asking.send(requestOf(asked));
     if (replies?.[0]) setTurns((before) => [...before, { question: asked, reply: replies[0]! }]);
-    else setText(asked);
+    else setText((typed) => typed || asked);
     setQuestion(null);
   };
   return (
