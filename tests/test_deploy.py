@@ -83,6 +83,20 @@ def test_compose() -> None:
     assert cuda["build"]["target"] == "cuda"
 
 
+def test_grafana_finds_the_dashboard() -> None:
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+    mounted = {}
+    for volume in compose["services"]["grafana"]["volumes"]:
+        source, target, _ = volume.split(":")
+        mounted[target] = ROOT / "deploy" / source
+    provisioning = "/etc/grafana/provisioning"
+    [provider] = yaml.safe_load(mounted[f"{provisioning}/dashboards/meet.yaml"].read_text())["providers"]
+    [folder] = {target.rpartition("/")[0] for target, source in mounted.items() if source.suffix == ".json"}
+    assert provider["options"]["path"] == folder
+    [datasource] = yaml.safe_load(mounted[f"{provisioning}/datasources/meet.yaml"].read_text())["datasources"]
+    assert datasource["url"] == "http://prometheus:9090"
+
+
 def test_what_is_changed_while_serving_has_a_place_on_a_read_only_root() -> None:
     command = json.loads(re.search(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[1])  # type: ignore[index]
     assert command[command.index("--set") + 1] == "registry=/registry"
