@@ -177,6 +177,7 @@ def test_requests_at_a_time(tmp_path: Any) -> None:
         ("http://localhost.evil.example", 403),
         ("http://127.0.0.1.evil.example", 403),
         ("null", 403),
+        ("http://[", 403),
     ],
 )
 def test_where_no_key_is_set_pages_of_others_are_refused(origin: str | None, status: int) -> None:

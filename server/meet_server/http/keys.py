@@ -82,7 +82,7 @@ class KeyGate:
         return key
 
     def _check_origin(self, origin: str | None) -> None:
-        if origin is None or origin in self._origins or _is_local(urlsplit(origin).hostname):
+        if origin is None or origin in self._origins or _is_local(origin):
             return
         raise RequestError(
             "origin_not_allowed", "no key is set, so that pages of other machines are not served; set keys"
@@ -103,11 +103,10 @@ def _presented(headers: Headers) -> str | None:
     return headers.get("x-api-key")
 
 
-def _is_local(host: str | None) -> bool:
-    if host is None or host == "localhost":
-        return host is not None
+def _is_local(origin: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        host = urlsplit(origin).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
