@@ -233,6 +233,24 @@ def test_layers_are_their_base_layers_while_no_token_has_an_adapter(
             assert output[1] == "bias"
 
 
+@pytest.mark.parametrize("by", BY, indirect=True)
+def test_a_layer_that_no_adapter_of_the_batch_has_weights_for_is_left_alone(by: str) -> None:
+    """As adapters of `--lora-modules` do, which may be of other layers than the bundle's controls."""
+    own, step = layer((48,)), Step()
+    own.base_layer = CountingBase()
+    resident = ResidentLayer("up", own, step)
+    apart, here = SimpleNamespace(loras={}), SimpleNamespace(loras={"up": control((48,), 1, (5,))})
+    x, y = inputs(1, 48)
+    before = y.clone()
+    for _ in range(2):
+        step.combination, step.controls, step.strengths = (1,), (apart,), Strengths(torch.ones(1, 1))
+        resident.add(y, x)
+        assert torch.equal(y, before)
+    step.combination, step.controls, step.strengths = (1, 2), (apart, here), Strengths(torch.ones(1, 2))
+    resident.add(y, x)
+    assert not torch.equal(y, before)
+
+
 def test_factors_with_one_a_keep_the_rank_and_with_several_stack() -> None:
     a, b = torch.randn(3, RANK, IN), torch.randn(3, 16, RANK)
     strengths = (0.7, -0.5, 2.0)

@@ -68,7 +68,7 @@ class ResidentLayer:
         self._base = layer.base_layer
         self._base_forward = layer.base_layer.forward
         self._step = step
-        self._packed: dict[tuple[int, ...], Fused | Packed] = {}
+        self._packed: dict[tuple[int, ...], Fused | Packed | None] = {}
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         y: torch.Tensor = self._base.quant_method.apply(self._base, x, bias)
@@ -98,11 +98,13 @@ class ResidentLayer:
         """y (..., out) += what the step's adapters make of x (..., in), in place; T tokens in all dimensions before."""
         if y.ndim > 2:  # as models of transformers' own have them
             y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        packed = self._packed.get(self._step.combination)
-        if packed is None:
-            packed = pack(self._layer, [control.loras.get(self.name) for control in self._step.controls])
-            self._packed[self._step.combination] = packed
-        packed.add(y, x, self._step.strengths)
+        combination = self._step.combination
+        if combination not in self._packed:
+            self._packed[combination] = pack(
+                self._layer, [control.loras.get(self.name) for control in self._step.controls]
+            )
+        if (packed := self._packed[combination]) is not None:
+            packed.add(y, x, self._step.strengths)
 
     def check_fits(self, control: LoRAModel) -> None:
         """Raises ValueError where the control has weights of other shapes for this layer."""

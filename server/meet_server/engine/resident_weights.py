@@ -104,11 +104,16 @@ class Fused:
         self.layer.add(y, x, strengths.batch)
 
 
-def pack(layer: Any, controls: Sequence[Any]) -> Fused | Packed:
-    """`layer` is vLLM's linear layer with LoRA; of each control the LoRALayerWeights for it, or None."""
+def pack(layer: Any, controls: Sequence[Any]) -> Fused | Packed | None:
+    """`layer` is vLLM's linear layer with LoRA; of each control the LoRALayerWeights for it, or None.
+
+    None where all controls leave it alone, as adapters that a user brings along may.
+    """
     sizes = tuple(layer.output_slices)
     table = [slices_of(layer, weights) for weights in controls]
     all_a = [[each[0] for each in row if each is not None] for row in table]
+    if not any(all_a):
+        return None
     rank = max(a.shape[0] for row in all_a for a in row)
     return _fused(sizes, table, rank) or _packed(sizes, table, all_a, rank)
 
