@@ -2,7 +2,8 @@
 
 vLLM loads an adapter from a folder. Its worker's loader is wrapped here: a path that `mix_path` made is answered with a
 LoRAModel computed from controls that were loaded before, so that a new mix costs one message of a few numbers and, of
-the tensors, what is summed. Every control is checked when it is loaded; a mix of checked ones cannot fail the engine.
+the tensors, what is summed. Every control is checked when it is loaded, and read once: vLLM, which may let go of it for
+want of room, loads it again in the middle of a step. So neither a control nor a mix of some can fail the engine then.
 """
 
 from __future__ import annotations
@@ -31,18 +32,19 @@ def install() -> None:
 
 
 def loading(load: Callable[..., LoRAModel]) -> Callable[..., LoRAModel]:
-    """`WorkerLoRAManager._load_adapter` that also knows mixes, and keeps MEET's controls for them."""
+    """`WorkerLoRAManager._load_adapter` that also knows mixes, and keeps MEET's controls for them and for itself."""
 
     @functools.wraps(load)
     def _load_adapter(manager: Any, request: Any) -> LoRAModel:
-        named = parse_mix_path(request.lora_path)
+        named, controls = parse_mix_path(request.lora_path), _controls(manager)
         if named is None:
+            if (kept := controls.get(request.lora_int_id)) is not None:
+                return kept  # its files may be others by now, or gone, which would end the engine
             model = load(manager, request)
             check_finite(model)
             if request.lora_int_id >= FIRST_ID:
-                _controls(manager)[request.lora_int_id] = model
+                controls[request.lora_int_id] = model
             return model
-        controls = _controls(manager)
         if missing := [str(control_id) for control_id, _ in named if control_id not in controls]:
             raise ValueError(f"{request.lora_name} mixes controls that are not loaded: {', '.join(missing)}")
         parts = [(controls[control_id], strength) for control_id, strength in named]
