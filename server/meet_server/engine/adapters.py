@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from meet_server.engine import releases
@@ -36,10 +36,6 @@ class Adapters:
     def __getitem__(self, control_id: int) -> Any:
         """The LoRARequest of what is loaded under that id. Raises KeyError."""
         return self._requests[control_id]
-
-    def get(self, control_id: int, otherwise: Any) -> Any:
-        """The LoRARequest of what is loaded under that id, or `otherwise`."""
-        return self._requests.get(control_id, otherwise)
 
     def control(self, control_id: int) -> LoadedControl | None:
         """What is loaded under that id."""
@@ -85,14 +81,20 @@ class Adapters:
             for each in held:
                 self._uses.end(each.id)
 
-    @contextmanager
-    def using(self, control_id: int) -> Iterator[None]:
-        """As `holding`, for one control by its id."""
-        self._uses.begin(control_id)
-        try:
-            yield
-        finally:
-            self._uses.end(control_id)
+    @asynccontextmanager
+    async def using(self, control: LoadedControl) -> AsyncIterator[Any]:
+        """The LoRARequest of a control, or of a mix, which is loaded if it is not there. It stays until the block ends.
+
+        Raises ControlRefused, and EngineDied.
+        """
+        if control.parts:
+            async with self.mixes.using(control) as mix:
+                yield self[mix.id]
+            return
+        if control.id not in self._requests:
+            raise ControlRefused(control.name, "it was changed or removed; ask again")
+        with self.holding(control):
+            yield self[control.id]
 
     async def released(self, control_id: int) -> None:
         """Waits until no request uses a control."""

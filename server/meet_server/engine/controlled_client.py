@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -100,17 +100,15 @@ class ControlledEngine:
         """
         sampling_params = together.marked(sampling_params)
         control = _CONTROL.get()
-        if control is not None:
-            if control.parts:
-                mixed = self._generate_mixed(control, prompt, sampling_params, request_id, rest)
-                return self._observed(mixed, control, sampling_params)
-            lora_request = self.adapters[control.id]
-        elif lora_request is not None and lora_request.lora_int_id >= FIRST_ID:
-            listed = self._generate_listed(lora_request, prompt, sampling_params, request_id, rest)
-            return self._observed(listed, self.adapters.control(lora_request.lora_int_id), sampling_params)
-        generated: AsyncGenerator[Any, None] = self._engine.generate(
-            prompt, sampling_params, request_id, lora_request=lora_request, **rest
-        )
+        if control is None and lora_request is not None and lora_request.lora_int_id >= FIRST_ID:
+            control = self.adapters.control(lora_request.lora_int_id)
+            if control is None:
+                raise releases.bad_request(f"{lora_request.lora_name} was changed or removed; ask again", "model")
+        generated: AsyncGenerator[Any, None]
+        if control is None:
+            generated = self._engine.generate(prompt, sampling_params, request_id, lora_request=lora_request, **rest)
+        else:
+            generated = self._generate_controlled(control, prompt, sampling_params, request_id, rest)
         return self._observed(generated, control, sampling_params)
 
     async def answers(self, timeout_s: float) -> bool:
@@ -149,34 +147,20 @@ class ControlledEngine:
         with self.adapters.holding(control), applying(control):
             yield
 
-    async def _generate_listed(
-        self, listed: Any, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
+    async def _generate_controlled(
+        self, control: LoadedControl, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """For routes that the wrapper does not know, where vLLM finds a control by its model's name.
-
-        It is applied as it was trained, and stays until this request ends.
-        """
-        adapter = self.adapters.get(listed.lora_int_id, None)
-        if adapter is None:
-            raise releases.bad_request(f"{listed.lora_name} was changed or removed; ask again", "model")
-        with self.adapters.using(listed.lora_int_id):
-            async for each in self._engine.generate(prompt, sampling_params, request_id, lora_request=adapter, **rest):
-                yield each
-
-    async def _generate_mixed(
-        self, mix: LoadedControl, prompt: Any, sampling_params: Any, request_id: str, rest: dict[str, Any]
-    ) -> AsyncGenerator[Any, None]:
-        """Loads the mix if it is not there, and holds it until this request of the engine ends, however it ends.
+        """Holds the control or the mix, which is loaded if it is not there, until the engine has done with the request
+        or was told that nobody waits for it.
 
         Raises vLLM's validation error where the engine does not load it.
         """
         try:
-            async with self.adapters.mixes.using(mix) as resident:
-                adapter = self.adapters[resident.id]
-                async for each in self._engine.generate(
-                    prompt, sampling_params, request_id, lora_request=adapter, **rest
-                ):
-                    yield each
+            async with self.adapters.using(control) as adapter:
+                outputs = self._engine.generate(prompt, sampling_params, request_id, lora_request=adapter, **rest)
+                async with aclosing(outputs):
+                    async for each in outputs:
+                        yield each
         except ControlRefused as error:
             raise releases.bad_request(str(error), "preference") from error
 
