@@ -163,6 +163,35 @@ def test_tokens_of_the_same_controls_are_side_by_side_and_those_of_none_left_out
     assert Strengths(torch.zeros(2, 1)).batch.order.tolist() == []
 
 
+@pytest.mark.parametrize("by", BY, indirect=True)
+@pytest.mark.parametrize("tp_rank", [None, 0, 1])
+def test_one_matrix_for_all_slices_of_a_layer_is_cut_into_them(by: str, tp_rank: int | None) -> None:
+    """As the convolutions of LFM2 have it: three slices, which checkpoints hold as one."""
+    from vllm.lora.layers import MergedColumnParallelLinearVariableSliceWithLoRA
+
+    whole = control((sum(SLICES["qkv"]),), 1, (5,))
+    split = MergedColumnParallelLinearVariableSliceWithLoRA.__new__(MergedColumnParallelLinearVariableSliceWithLoRA)
+    torch.nn.Module.__init__(split)
+    share = 1 if tp_rank is None else 2
+    split.base_layer = SimpleNamespace(output_sizes=SLICES["qkv"])
+    split.input_size, split.tp_size, split.tp_rank = IN, share, tp_rank or 0
+    split.output_slices, split.n_slices = tuple(size // share for size in SLICES["qkv"]), 3
+    split.output_sizes, split.output_ids = SLICES["qkv"], (tp_rank or 0,) * 3
+    check_fits(split, "conv.in_proj", whole)
+    if tp_rank != 0:  # whose share fits
+        with pytest.raises(ValueError, match=r"layer conv\.in_proj: A is"):
+            check_fits(split, "conv.in_proj", control((60,), 1, (5,)))
+    rows = torch.cat([
+        part[size // share * (tp_rank or 0) :][: size // share]
+        for part, size in zip(torch.arange(64).split(SLICES["qkv"]), SLICES["qkv"], strict=True)
+    ])  # fmt: skip
+    x, y = inputs(1, 64)
+    expected = reference(y, x, (64,), [whole], torch.ones(1, 1))[:, rows].float()
+    y = y[:, rows].contiguous()
+    pack(split, [whole]).add(y, x, Strengths(torch.ones(1, 1)))
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_weights_that_do_not_fit_are_refused_by_the_layers_name() -> None:
     with pytest.raises(ValueError, match=r"layer mlp\.up: A is \(8, 32\) and B \(16, 8\); \(r, 32\) and \(48, r\)"):
         check_fits(layer((48,)), "mlp.up", control((16,), 1, (5,)))

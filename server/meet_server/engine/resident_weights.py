@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -182,6 +183,9 @@ def slices_of(layer: Any, weights: Any) -> list[Factors]:
     a, b = weights.lora_a, weights.lora_b
     if isinstance(b, list) and len(b) != num:
         a, b = layer.expand_packed_lora(a, b)
+    elif num > 1 and not isinstance(b, list):  # one matrix for all of them, as LFM2's convolutions have it
+        ends = list(accumulate(layer.base_layer.output_sizes))
+        a, b = [a] * num, list(b.tensor_split(ends[:-1]))
     if layer.tp_size > 1:
         a, b = layer.slice_lora_a(a), layer.slice_lora_b(b)
     if not isinstance(b, list):
