@@ -150,7 +150,42 @@ class TestLibrary:
         assert stat.S_IMODE(made.parent.stat().st_mode) == 0o700
         assert takes(torch.float32, 1, 1, 8)
 
-    @pytest.mark.parametrize("compiler", ["/none/such", "false"])
+    def test_without_a_home_it_is_kept_in_a_new_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As of a user whom the system does not know."""
+
+        def nowhere() -> Path:
+            raise RuntimeError("Could not determine home directory.")
+
+        for name in ("MEET_CACHE", "XDG_CACHE_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(lora_kernel.Path, "home", nowhere)
+        monkeypatch.setattr(lora_kernel.tempfile, "tempdir", str(tmp_path))
+        assert lora_kernel._compiled().parent.parent == tmp_path
+
+    def test_a_compiler_that_is_set_to_nothing_is_not_set(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MEET_CACHE", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
+        unset = lora_kernel._compiled()
+        monkeypatch.setenv("CXX", "")
+        assert lora_kernel._compiled() == unset
+
+    @pytest.mark.parametrize(
+        "line",
+        ["model name\t: AMD EPYC", "flags\t\t: fpu sse", "Features\t: fp asimd sve", "CPU part\t: 0xd0c"],
+    )
+    def test_another_processor_makes_another(self, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of either kind: those of Arm have no name and other words."""
+        said = tmp_path / "cpuinfo"
+        said.write_text("processor\t: 0\nBogoMIPS\t: 50.00\ncpu MHz\t: 2400.1\n")
+        monkeypatch.setattr(lora_kernel, "CPUINFO", said)
+        before = lora_kernel._processor()
+        said.write_text(f"processor\t: 0\nBogoMIPS\t: 50.10\ncpu MHz\t: 2300.0\n{line}\n" * 2)
+        assert lora_kernel._processor() != before
+        assert b"MHz" not in lora_kernel._processor()
+
+    @pytest.mark.parametrize("compiler", ["/none/such", "false", 'g++ "'])
     def test_without_a_compiler_there_is_none_and_that_is_said_once(
         self, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

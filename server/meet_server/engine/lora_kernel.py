@@ -27,6 +27,9 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 MAX_COLUMNS = 1024
 _FUNCTIONS = {torch.float32: "meet_add_float32", torch.bfloat16: "meet_add_bfloat16"}
 _COMPILE_S = 120
+CPUINFO = Path("/proc/cpuinfo")
+# What says in it which instructions there are, on x86 and on Arm.
+_OF_PROCESSOR = ("model name", "flags", "Features", "CPU implementer", "CPU variant", "CPU part")
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +120,7 @@ def _functions() -> dict[torch.dtype, Callable[..., None]]:
     """By dtype; empty where they cannot be had."""
     try:
         library = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None)
         logger.warning("LoRA goes by products, not by its kernel, which cannot be compiled: %s %s", error, said or "")
         return {}
@@ -129,8 +132,8 @@ def _functions() -> dict[torch.dtype, Callable[..., None]]:
 
 
 def _compiled() -> Path:
-    """The library, compiled unless it is kept. Raises OSError or SubprocessError where that fails."""
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    """The library, compiled unless it is kept. Raises OSError or SubprocessError, and ValueError for a bad `CXX`."""
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
     made_of = [SOURCE.read_bytes(), " ".join([*compiler, *FLAGS]).encode(), _processor()]
     made_of.append(subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=_COMPILE_S).stdout)
     digest = hashlib.sha256(b"\0".join(made_of)).hexdigest()
@@ -148,16 +151,16 @@ def _compiled() -> Path:
 def _folder() -> Path:
     """`kernels` in `$MEET_CACHE` or in `meet` of the user's cache folder; a new folder where that cannot be written."""
     own = os.environ.get("MEET_CACHE")
-    cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meet"
     try:
+        cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meet"
         (cache / "kernels").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache / "kernels"):
             return cache / "kernels"
-    except OSError:  # a container's file system that only reads
+    except (OSError, RuntimeError):  # a container's file system that only reads, or its user without a home
         return Path(tempfile.mkdtemp(prefix="meet-kernels-"))
 
 
 def _processor() -> bytes:
     """What `-march=native` depends on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags")))).encode()
+    lines = CPUINFO.read_text().splitlines()
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(_OF_PROCESSOR))).encode()
