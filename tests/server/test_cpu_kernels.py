@@ -29,8 +29,8 @@ def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def layer(dtype: torch.dtype, override: int | None = None) -> SimpleNamespace:
-    weight = draw(64, seed=1, dtype=dtype)
+def layer(dtype: torch.dtype, override: int | None = None, width: int = 64) -> SimpleNamespace:
+    weight = draw(width, seed=1, dtype=dtype)
     return SimpleNamespace(weight=weight, has_weight=True, variance_size_override=override, variance_epsilon=EPSILON)
 
 
@@ -72,3 +72,13 @@ def test_silu(dtype: torch.dtype) -> None:
     for each in (x, torch.stack([x, x], -1)[..., 0]):
         found = silu_by_kernel(lambda *_: pytest.fail("the kernel takes this"))(None, each)
         torch.testing.assert_close(found.float(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("width", [4, 20, 100])
+def test_widths_that_the_kernels_do_not_take_go_the_former_way(width: int) -> None:
+    own, x = layer(torch.float32, width=width), draw(3, width, seed=2)
+    forward = norm_by_kernel(lambda _layer, x, _residual: x)
+    assert forward(own, x) is x
+    assert forward(own, x, x.clone()) is x
+    wide = draw(3, 2 * width, seed=2)
+    assert silu_by_kernel(lambda _layer, x: x)(None, wide) is wide

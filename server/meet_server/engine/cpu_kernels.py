@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The kernels take widths of whole vectors alone.
+LANES = 8
+
 Normed = Tensor | tuple[Tensor, Tensor]
 
 
@@ -25,7 +28,8 @@ def norm_by_kernel(plain: Callable[..., Normed]) -> Callable[..., Normed]:
     @functools.wraps(plain)
     def forward_cpu(layer: Any, x: Tensor, residual: Tensor | None = None) -> Normed:
         weight = layer.weight
-        if layer.variance_size_override is not None or not layer.has_weight or weight.dtype != x.dtype:
+        alike = layer.has_weight and layer.variance_size_override is None and weight.dtype == x.dtype
+        if not alike or x.shape[-1] % LANES:
             return plain(layer, x, residual)
         if residual is None:
             x = x.contiguous()
@@ -41,10 +45,12 @@ def norm_by_kernel(plain: Callable[..., Normed]) -> Callable[..., Normed]:
 
 
 def silu_by_kernel(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`SiluAndMul.forward_cpu`: x (T, 2 d) -> silu(x[:, :d]) * x[:, d:]."""
+    """`SiluAndMul.forward_cpu`: x (T, 2 d) -> silu(x[:, :d]) * x[:, d:]; what the kernel does not take as before."""
 
     @functools.wraps(plain)
-    def forward_cpu(_layer: Any, x: Tensor) -> Tensor:
+    def forward_cpu(layer: Any, x: Tensor) -> Tensor:
+        if x.shape[-1] % (2 * LANES):
+            return plain(layer, x)
         out = x.new_empty(*x.shape[:-1], x.shape[-1] // 2)
         torch.ops._C.silu_and_mul(out, x.contiguous())
         return out
