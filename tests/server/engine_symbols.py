@@ -33,6 +33,7 @@ LOGITS = "vllm.model_executor.layers.logits_processor"
 
 SYMBOLS = (
     symbol("vllm.utils.argparse_utils", "FlexibleArgumentParser"),
+    symbol("vllm.utils.argparse_utils", "FlexibleArgumentParser.load_config_file", "file_path"),
     symbol(CLI_ARGS, "make_arg_parser", "parser"),
     symbol(CLI_ARGS, "validate_parsed_serve_args", "args"),
     symbol("vllm.engine.arg_utils", "EngineArgs.from_cli_args", "args"),

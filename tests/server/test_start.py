@@ -42,6 +42,39 @@ def test_the_user_wins(bundle: Path) -> None:
     assert args.kv_cache_memory_bytes is None  # the user chose another way to say it
 
 
+def test_a_config_file_of_vllms_wins_as_arguments_do_and_they_over_it(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "engine.yaml"
+    file.write_text(
+        "max-loras: 1\nserved_model_name: [file]\ngpu-memory-utilization: 0.1\nenforce-eager: false\nmax-num-seqs: 4\n"
+    )
+    args = start.bundle_arguments(open_bundle(bundle), ("--max-num-seqs=8", "--config", str(file), "--seed", "5"))
+    assert (args.max_loras, args.served_model_name, args.max_num_seqs, args.seed) == (1, ["file"], 8, 5)
+    assert (args.enforce_eager, args.kv_cache_memory_bytes) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        ("- a list", "--config .*engine.yaml: "),
+        ("max-loras: [", "--config .*engine.yaml: "),
+        ("nonsense: 1", "unrecognized arguments: --nonsense"),
+        ("port: 9", "--port has no effect here"),
+    ],
+)
+def test_mistakes_in_a_config_file_are_one_line(
+    content: str | None, message: str, bundle: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "engine.yaml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ServerError, match=message) as caught:
+        start.bundle_arguments(open_bundle(bundle), ("--config", str(file)))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ServerError, match="--config is not followed by a file"):
+        start.bundle_arguments(open_bundle(bundle), ("--config",))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

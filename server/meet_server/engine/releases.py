@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fastapi import FastAPI
+from yaml import YAMLError
 
 from meet_server.errors import ServerError
 
@@ -43,19 +44,40 @@ def is_cuda() -> bool:
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
     """What `vllm serve` would make of these arguments. Raises ServerError with argparse's own message."""
+    args: Namespace = _parser().parse_args(list(arguments))
+    try:
+        _first_module(_CLI_ARGS).validate_parsed_serve_args(args)
+    except (TypeError, ValueError) as error:
+        raise ServerError(f"engine arguments: {_first_line(error)}") from None
+    return args
+
+
+def with_config_file(arguments: Sequence[str]) -> list[str]:
+    """The arguments, and in place of `--config FILE` what is in that file, which all others override.
+
+    vLLM would put it in front of the server's defaults too. Raises ServerError where it cannot be read.
+    """
+    arguments = list(arguments)
+    if "--config" not in arguments:
+        return arguments
+    index = arguments.index("--config")
+    before, file, after = arguments[:index], arguments[index + 1 : index + 2], arguments[index + 2 :]
+    if not file:
+        raise ServerError("engine arguments: --config is not followed by a file")
+    try:
+        return [*_parser().load_config_file(file[0]), *before, *after]
+    except (OSError, ValueError, AttributeError, YAMLError) as error:  # AttributeError: it holds no mapping
+        raise ServerError(f"engine arguments: --config {file[0]}: {_first_line(error)}") from None
+
+
+def _parser() -> Any:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):  # type: ignore[misc]
         def error(self, message: str) -> NoReturn:  # argparse prints two hundred lines of usage and exits
             raise ServerError(f"engine arguments: {message}")
 
-    cli_args = _first_module(_CLI_ARGS)
-    args: Namespace = cli_args.make_arg_parser(Parser()).parse_args(list(arguments))
-    try:
-        cli_args.validate_parsed_serve_args(args)
-    except (TypeError, ValueError) as error:
-        raise ServerError(f"engine arguments: {_first_line(error)}") from None
-    return args
+    return _first_module(_CLI_ARGS).make_arg_parser(Parser())
 
 
 def engine_config(args: Namespace) -> Any:

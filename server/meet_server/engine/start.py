@@ -185,6 +185,7 @@ def _common_defaults(model: Path, name: str, dtype: str) -> Defaults:
 
 
 def _parse(defaults: Defaults, engine_args: Sequence[str]) -> Namespace:
+    engine_args = releases.with_config_file(engine_args)
     given = {
         argument.partition("=")[0].removeprefix("--").replace("_", "-")
         for argument in engine_args
