@@ -62,3 +62,15 @@ def test_each_tensor_parallel_rank_bans_its_own(
 def test_models_that_are_made_without_the_id_ban_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(banned_ids.FIRST_ID, raising=False)
     assert banned_columns(layer(16)(head(), torch.ones(3, 16))) == []
+
+
+def test_vllms_wrapper_for_adapters_of_the_output_layer_bans_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands there as soon as a user's `--enable-lora` says no modules, and runs its base layer's `forward`."""
+    from vllm.lora.layers import LogitsProcessorWithLoRA
+
+    monkeypatch.setenv(banned_ids.FIRST_ID, "12")
+    wrapper: Any = LogitsProcessorWithLoRA.__new__(LogitsProcessorWithLoRA)
+    torch.nn.Module.__init__(wrapper)
+    wrapper.base_layer = layer(16)
+    monkeypatch.setattr(LogitsProcessorWithLoRA, "_get_logits", lambda _self, hidden, *_: hidden.clone())
+    assert banned_columns(wrapper(head(), torch.ones(3, 16))) == [12, 13, 14, 15]

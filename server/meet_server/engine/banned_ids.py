@@ -32,10 +32,13 @@ def install() -> None:
             self.first_banned = int(os.environ[FIRST_ID]) if FIRST_ID in os.environ else None
 
         def forward(self, lm_head: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-            logits = super().forward(lm_head, hidden_states, *args, **kwargs)
-            if logits is None or self.first_banned is None:  # of several tensor-parallel ranks one has them
+            # vLLM's wrapper for LoRA, which is none of these, calls this with itself.
+            logits = LogitsProcessor.forward(self, lm_head, hidden_states, *args, **kwargs)
+            own: Any = getattr(self, "base_layer", self)
+            first_banned = own.first_banned
+            if logits is None or first_banned is None:  # of several tensor-parallel ranks one has them
                 return logits
             # Each rank's own columns, or all of them.
             start = lm_head.shard_indices.org_vocab_start_index if kwargs.get("skip_gather") else 0
-            logits[..., max(0, self.first_banned - start) :] = float("-inf")
+            logits[..., max(0, first_banned - start) :] = float("-inf")
             return logits
