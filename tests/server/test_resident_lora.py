@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ pytest.importorskip("vllm")
 from meet_server.engine import resident_weights
 from meet_server.engine.cpu_product import tiled
 from meet_server.engine.memory_adapters import check_finite, factors, mixed
-from meet_server.engine.resident_lora import ResidentLayer, ResidentManager, Step
+from meet_server.engine.resident_lora import Mixture, ResidentLayer, ResidentManager, Step
 from meet_server.engine.resident_weights import MAX_FUSED_WIDTH, Fused, Strengths, check_fits, pack
 
 RANK, IN = 8, 32
@@ -278,6 +279,17 @@ def test_a_layer_that_no_adapter_of_the_batch_has_weights_for_is_left_alone(by: 
     step.combination, step.controls, step.strengths = (1, 2), (apart, here), Strengths(torch.ones(1, 2))
     resident.add(y, x)
     assert not torch.equal(y, before)
+
+
+def test_a_part_of_no_strength_is_as_none() -> None:
+    manager = ResidentManager.__new__(ResidentManager)
+    manager._step, manager._aside, manager._last_tokens = Step(), None, None
+    manager._combinations, manager._resident_layers = OrderedDict(), []
+    first, second = adapter(1, 1, True), adapter(2, 2, True)
+    manager._registered_adapters = {3: Mixture(3, [(first, 0.0), (second, 0.5)]), 4: Mixture(4, [(first, 0.0)])}
+    manager._plan(np.array([3, 0, 4]))
+    assert manager._step.controls == (second,)
+    assert manager._step.strengths.table.tolist() == [[0.5], [0], [0]]
 
 
 def test_factors_with_one_a_keep_the_rank_and_with_several_stack() -> None:

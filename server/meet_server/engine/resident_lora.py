@@ -41,7 +41,7 @@ class Mixture(LoRAModel):  # type: ignore[misc]
 
     def __init__(self, lora_id: int, parts: Sequence[tuple[LoRAModel, float]]) -> None:
         super().__init__(lora_id, max(model.rank for model, _ in parts), {})
-        self.parts = tuple(parts)
+        self.parts = tuple(part for part in parts if part[1])
 
 
 class Step:
@@ -187,7 +187,7 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
     def _plan(self, tokens: np.ndarray[Any, np.dtype[np.int64]]) -> None:
         ids, rows = np.unique(tokens, return_inverse=True)
         parts = [_parts(self._registered_adapters[lora_id]) if lora_id else () for lora_id in ids.tolist()]
-        used = {model.id: model for adapter in parts for model, strength in adapter if strength}
+        used = {model.id: model for adapter in parts for model, _ in adapter}
         self._stand_aside(not used)
         if not used:
             self._step.clear()
@@ -232,6 +232,7 @@ class ResidentManager(LRUCacheLoRAModelManager):  # type: ignore[misc]
 
 
 def _parts(adapter: LoRAModel) -> tuple[tuple[LoRAModel, float], ...]:
+    """The controls that an adapter is made of, with their strengths; none of no strength."""
     return adapter.parts if isinstance(adapter, Mixture) else ((adapter, 1.0),)
 
 
