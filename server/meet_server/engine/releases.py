@@ -1,6 +1,6 @@
 """Every symbol of vLLM's serving side that MEET uses, where releases 0.30 to 0.33 keep it.
 
-Nothing else imports vLLM, but `cpu_lora` inside the worker processes. All imports stand in functions:
+Nothing else imports vLLM, but for what `plugin` puts into the engine's own processes. All imports stand in functions:
 vLLM reads its environment at import, which `start` prepares first, and `import meet_server` stays light.
 `tests/server/test_contracts.py` says what is relied on.
 """
