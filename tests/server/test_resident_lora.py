@@ -16,7 +16,7 @@ pytest.importorskip("vllm")
 from meet_server.engine import resident_weights
 from meet_server.engine.cpu_product import tiled
 from meet_server.engine.memory_adapters import check_finite, factors, mixed
-from meet_server.engine.resident_lora import Mixture, ResidentLayer, ResidentManager, Step
+from meet_server.engine.resident_lora import Mixture, ResidentLayer, ResidentManager, Step, _is_plain
 from meet_server.engine.resident_weights import MAX_FUSED_WIDTH, Fused, Strengths, check_fits, pack
 
 RANK, IN = 8, 32
@@ -279,6 +279,32 @@ def test_a_layer_that_no_adapter_of_the_batch_has_weights_for_is_left_alone(by: 
     step.combination, step.controls, step.strengths = (1, 2), (apart, here), Strengths(torch.ones(1, 2))
     resident.add(y, x)
     assert not torch.equal(y, before)
+
+
+def test_layers_that_are_nothing_but_a_product_need_no_slots() -> None:
+    """Replicated ones among them, which vLLM makes of what a model of transformers' own says no plan for."""
+    from vllm.lora import layers
+    from vllm.model_executor.layers import linear
+
+    class Gate(linear.ReplicatedLinear):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.sigmoid(x)
+
+    def made(kind: Any, base: Any) -> Any:
+        module = kind.__new__(kind)
+        torch.nn.Module.__init__(module)
+        module.base_layer = base.__new__(base)
+        return module
+
+    for kind, base, plain in (
+        (layers.QKVParallelLinearWithLoRA, linear.QKVParallelLinear, True),
+        (layers.MergedQKVParallelLinearWithLoRA, linear.QKVParallelLinear, True),
+        (layers.RowParallelLinearWithLoRA, linear.RowParallelLinear, True),
+        (layers.ReplicatedLinearWithLoRA, linear.ReplicatedLinear, True),
+        (layers.ReplicatedLinearWithLoRA, Gate, False),
+        (layers.RowParallelLinearWithShardedLoRA, linear.RowParallelLinear, False),
+    ):
+        assert _is_plain(made(kind, base)) == plain, kind
 
 
 def test_a_part_of_no_strength_is_as_none() -> None:

@@ -25,15 +25,22 @@ import numpy as np
 import torch
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.layers.column_parallel_linear import MergedColumnParallelLinearWithLoRA
+from vllm.lora.layers.replicated_linear import ReplicatedLinearWithLoRA
 from vllm.lora.lora_model import LoRAModel
 from vllm.lora.model_manager import LRUCacheLoRAModelManager
 from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
-from vllm.model_executor.layers.linear import ColumnParallelLinear, RowParallelLinear
+from vllm.model_executor.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 
 from meet_server.engine.resident_weights import Fused, Packed, Strengths, check_fits, pack
 
 # Combinations of controls whose matrices are kept in each layer. Batches move between few.
 MAX_COMBINATIONS = 8
+
+# What vLLM's layers do that are their base layer's product and nothing else, with LoRA and without.
+_PLAIN_APPLY = tuple(
+    layer.apply for layer in (BaseLinearLayerWithLoRA, MergedColumnParallelLinearWithLoRA, ReplicatedLinearWithLoRA)
+)
+_PLAIN_FORWARD = tuple(layer.forward for layer in (ColumnParallelLinear, ReplicatedLinear, RowParallelLinear))
 
 
 class Mixture(LoRAModel):  # type: ignore[misc]
@@ -240,8 +247,8 @@ def _is_plain(module: Any) -> bool:
     """Whether a layer is its base layer's product and nothing else."""
     return (
         isinstance(module, BaseLinearLayerWithLoRA)
-        and type(module).apply in (BaseLinearLayerWithLoRA.apply, MergedColumnParallelLinearWithLoRA.apply)
-        and type(module.base_layer).forward in (ColumnParallelLinear.forward, RowParallelLinear.forward)
+        and type(module).apply in _PLAIN_APPLY
+        and type(module.base_layer).forward in _PLAIN_FORWARD
     )
 
 
