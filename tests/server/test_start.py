@@ -136,6 +136,31 @@ def test_cpu_kv_bytes(config: dict[str, int], dtype: str, memory: int, expected:
     assert start.cpu_kv_bytes(config, dtype, memory) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("memory.max", "1073741824\n", GIB),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", "1073741824\n", GIB),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
+        ("other", "", None),
+    ],
+)
+def test_a_container_has_what_it_may_have(tmp_path: Path, name: str, said: str, expected: int | None) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(said)
+    assert start.memory_bytes(tmp_path) == (expected or start.memory_bytes(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("memory", [GIB // 4, GIB])
+def test_the_cache_is_sized_by_that(bundle: Path, monkeypatch: pytest.MonkeyPatch, memory: int) -> None:
+    if not releases.is_cpu():
+        pytest.skip("for CPUs")
+    monkeypatch.setattr(start, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(start, "CPU_KV_TOKENS", 1 << 30)
+    assert start.bundle_arguments(open_bundle(bundle), ()).kv_cache_memory_bytes == memory // 4
+
+
 def test_without_our_plugin_nothing_starts(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not releases.is_cpu():
         pytest.skip("for CPUs")

@@ -10,7 +10,7 @@ import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -27,6 +27,8 @@ ENGINE_EXIT_S = 5
 CPU_KV_TOKENS = 65_536
 CPU_KV_SHARE = 0.25
 CPU_KV_FALLBACK_BYTES = 1 << 30
+# Where a container's own limits are.
+CGROUPS = Path("/sys/fs/cgroup")
 
 # Arguments of `vllm serve` that belong to its own server process, which is not running here.
 NOT_HERE = {
@@ -83,7 +85,7 @@ def plain_arguments(model: Path, name: str, engine_args: Sequence[str]) -> Names
 def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
     """KV cache in bytes: room for CPU_KV_TOKENS tokens, or one full context, within a share of the memory.
 
-    `config` is the model's config.json, `memory` the machine's in bytes.
+    `config` is the model's config.json, `memory` what there is, in bytes.
     """
     layers, heads = config.get("num_hidden_layers"), config.get("num_attention_heads")
     kv_heads = config.get("num_key_value_heads") or heads
@@ -94,6 +96,15 @@ def cpu_kv_bytes(config: dict[str, Any], dtype: str, memory: int) -> int:
     tokens = max(CPU_KV_TOKENS, config.get("max_position_embeddings") or 0)
     per_token = 2 * layers * kv_heads * head_dim * (4 if dtype == "float32" else 2)
     return min(int(tokens * per_token), limit)
+
+
+def memory_bytes(cgroups: Path = CGROUPS) -> int:
+    """The machine's memory, or what its container may have of it, where that is less."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of version 2, and of version 1
+        with suppress(OSError, ValueError):  # it is of the other version, or the limit is "max"
+            memory = min(memory, int((cgroups / name).read_text()))
+    return memory
 
 
 @contextmanager
@@ -175,12 +186,11 @@ Defaults = dict[str, list[Any]]
 def _common_defaults(model: Path, name: str, dtype: str) -> Defaults:
     defaults: Defaults = {"model": [model], "served-model-name": [name], "dtype": [dtype], "no-use-tqdm-on-load": []}
     if releases.is_cpu():
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         defaults["block-size"] = [32]
         # Adapters turn compilation off; said from the start, it leaves vLLM's layers to their kernels for CPUs, else to
         # PyTorch step by step. Without adapters, compiled was no faster and starts slower.
         defaults["enforce-eager"] = []
-        defaults["kv-cache-memory-bytes"] = [cpu_kv_bytes(_config(model), dtype, memory)]
+        defaults["kv-cache-memory-bytes"] = [cpu_kv_bytes(_config(model), dtype, memory_bytes())]
     return defaults
 
 
