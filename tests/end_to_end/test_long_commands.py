@@ -249,12 +249,14 @@ def write_config_of_the_reader(folder: Path, base: Path) -> None:
 @pytest.mark.parametrize("text", sorted({command.text.partition("#")[0].strip() for command in GENERATE}))
 def test_it_generates(text: str, environment: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples" / "demo", tmp_path / "examples" / "demo")
-    made = tmp_path / "examples" / "demo" / "data.train.jsonl"
+    config = yaml.safe_load((tmp_path / text.split()[3]).read_text())
+    folder = tmp_path / "examples" / "demo"
+    made = folder / config["output"]
     made.unlink()
-    cut(made.with_name("prompts.train.jsonl"), 8)
+    cut(folder / config["prompts"], 8)
     run(text, tmp_path, environment)
     kept = [json.loads(line) for line in made.read_text().splitlines()]
-    assert {row["preference"] for row in kept} == {"concise", "detailed", "bulleted", "prose"}
+    assert {row["preference"] for row in kept} == set(config["preferences"])
 
 
 def test_there_is_something_to_run() -> None:
