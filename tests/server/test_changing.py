@@ -199,27 +199,31 @@ def test_a_control_that_is_not_what_its_probe_says_never_gets_in(
 def test_an_update_lets_requests_end_on_the_old_control(client: Client, polite: tuple[Files, Files]) -> None:
     upload(client, polite[0])
     one = {"prompt": "rain", "preference": "polite", "temperature": 0, "max_tokens": 450, "ignore_eos": True}
-    many = {**one, "prompt": ["rain"] * 96}  # more than an update takes, also where the disk is slow
-    alone = client("POST", "/v1/completions", json=one).json()["choices"][0]["text"]
 
-    async def both() -> tuple[httpx.Response, httpx.Response, httpx.Response]:
+    async def ask_while_it_changes() -> tuple[httpx.Response, httpx.Response, list[httpx.Response], httpx.Response]:
         transport = httpx.ASGITransport(client.app)
         headers = {"authorization": f"Bearer {ADMIN}"}
         async with httpx.AsyncClient(
             transport=transport, base_url="http://server", headers=headers, timeout=120
         ) as asking:
-            begun = asyncio.create_task(asking.post("/v1/completions", json=many))
-            await asyncio.sleep(0.1)
-            change = await asking.patch("/v1/preferences/polite", content=pack(polite[1]), headers=ZIP)
-            assert not begun.done()
-            after = await asking.post("/v1/completions", json=one)
-            return await begun, change, after
+            before = await asking.post("/v1/completions", json=one)
+            changing = asyncio.create_task(asking.patch("/v1/preferences/polite", content=pack(polite[1]), headers=ZIP))
 
-    begun, change, after = client._server.call(both())
+            async def under_way_at_the_end() -> httpx.Response:
+                while True:
+                    reply = await asking.post("/v1/completions", json=one)
+                    if changing.done():
+                        return reply
+
+            ended = await asyncio.gather(*(under_way_at_the_end() for _ in range(8)))
+            return before, await changing, ended, await asking.post("/v1/completions", json=one)
+
+    before, change, ended, after = client._server.call(ask_while_it_changes())
     assert change.status_code == 200, change.text
-    assert {choice["text"] for choice in begun.json()["choices"]} == {alone}
-    assert after.json()["choices"][0]["text"] != alone
-    assert begun.headers["x-meet-preference"] != after.headers["x-meet-preference"]
+    texts = {reply.headers["x-meet-preference"]: reply.json()["choices"][0]["text"] for reply in (before, after)}
+    assert len(texts) == len(set(texts.values())) == 2
+    assert all(reply.json()["choices"][0]["text"] == texts[reply.headers["x-meet-preference"]] for reply in ended)
+    assert before.headers["x-meet-preference"] in {reply.headers["x-meet-preference"] for reply in ended}
 
 
 def test_what_another_process_changes_is_taken_up(
