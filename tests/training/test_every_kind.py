@@ -94,6 +94,22 @@ def test_stage_1_alone_leaves_the_base_as_it_is(make_config: MakeConfig, kind: s
         assert torch.equal(found[name][: len(tensor)], tensor), name
 
 
+@pytest.mark.parametrize("kind", ["shared A", "after"])
+def test_the_generation_configuration_of_the_base_is_kept_as_it_is(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path, kind: str
+) -> None:
+    """Transformers reads one with a temperature and no `do_sample`, and refuses to save it."""
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    file = base / "generation_config.json"
+    own = json.loads(file.read_text()) | {"temperature": 0.6, "top_p": 0.9}
+    file.write_text(json.dumps(own))
+    bundle = train(make_config(base=str(base), stage2={"epochs": 0}, controls=KINDS[kind]))
+    kept = json.loads((bundle.model_path / "generation_config.json").read_text())
+    more = {"suppress_tokens"} if kind == "after" else set()
+    assert kept.keys() - own.keys() == more
+    assert {name: kept[name] for name in own} == own
+
+
 @pytest.mark.parametrize("kind", ["shared A", "own A", "after", "before"])
 def test_stage_2_under_frozen_controls_leaves_every_control_as_stage_1_left_it(
     make_config: MakeConfig, tmp_path: Path, kind: str

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("meet", "torch", "transformers", "peft", "tokenizers")
 CURVES_NAME = "training.svg"
+GENERATION = "generation_config.json"
 UNKNOWN_DIGEST = "0" * 64  # `seal` puts the true ones in
 NO_PROBE = Probe(
     token_ids=(0, 0), start=1, controlled=(0.0,), uncontrolled=(0.0,), dtype="float32"
@@ -51,13 +52,27 @@ def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> N
     The manifest holds nothing that differs between two runs of one seed; times are in `report/training.json`.
     """
     with writing_bundle(config.output, replace=replace) as folder:
-        trained.model.to(trained.dtype).save_pretrained(folder / "model")
+        _save_model(trained.model.to(trained.dtype), folder / "model")
         trained.tokenizer.save_pretrained(folder / "model")
         for control, name in enumerate(trained.controls.names):
             trained.controls.save(control, folder / "controls" / name)
         _write_report(folder / "report", trained)
         _make_readable(folder)
         seal(folder, _with_probes(folder, _manifest(trained, config), trained))
+
+
+def _save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Writes the model, and the base's generation configuration as it is.
+
+    Transformers refuses to save some of those that it reads (`temperature` without `do_sample`), which bases of the
+    hub have; engines take from them what they need.
+    """
+    from transformers import GenerationConfig
+
+    generation, model.generation_config = model.generation_config, GenerationConfig()
+    model.save_pretrained(folder)
+    generation.to_json_file(folder / GENERATION, keys_to_pop=["compile_config"])
+    model.generation_config = generation
 
 
 def _with_probes(folder: Path, manifest: Manifest, trained: Trained) -> Manifest:
