@@ -250,6 +250,28 @@ def test_replies_of_a_base_whose_turns_end_otherwise_end_there(
     assert all(r.reply_ids[-1] == 2 for group in run.rendered.values() for r in group)
 
 
+def test_replies_of_the_base_are_sampled_from_its_probabilities_alone(
+    make_config: MakeConfig, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Whatever its generation configuration would have an engine do to them."""
+    inclined = shutil.copytree(tiny_base, tmp_path / "inclined")
+    file = inclined / "generation_config.json"
+    own = {"do_sample": True, "repetition_penalty": 1.3, "min_p": 0.2, "no_repeat_ngram_size": 1}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    replies = []
+    for base in (tiny_base, inclined):
+        config = make_config(
+            base=str(base),
+            stage1={"epochs": 1, "uncontrolled_share": 0.5},
+            uncontrolled={"max_new_tokens": 256},
+            output=tmp_path / f"of-{base.name}",
+        )
+        run = Run(config, base, load_examples(config))
+        run.ask_the_base()
+        replies.append(run.uncontrolled)
+    assert replies[0] == replies[1]
+
+
 def test_uncontrolled_examples_may_come_from_data(
     make_config: MakeConfig, tiny_base: Path, preference_file: Path
 ) -> None:

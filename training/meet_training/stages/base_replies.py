@@ -6,7 +6,8 @@ Sampled with transformers from the frozen base. Knows no control.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def base_replies(
     What is done is kept in `file`, so that a killed run goes on there. Raises TrainingError where no reply ended.
     """
     done: list[list[list[int]]] = json.loads(file.read_text()) if file.is_file() else []
-    with without_dropout(model):
+    with without_dropout(model), _sampling_plainly(model):
         for start in range(len(done) * BATCH_SIZE, len(prompts), BATCH_SIZE):
             torch.manual_seed(seed * 1_000_003 + start)  # each batch by itself, so that a resumed run draws the same
             batch = prompts[start : start + BATCH_SIZE]
@@ -58,6 +59,19 @@ def base_replies(
             f"{config.max_new_tokens} tokens; allow more"
         )
     return ended
+
+
+@contextmanager
+def _sampling_plainly(model: Any) -> Iterator[None]:
+    """Within the block nothing is in force but what `generate` is called with. Of what it is not told it takes the
+    model's own: a penalty on repetition, which many bases have, would make other replies than the base's."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @torch.no_grad()
