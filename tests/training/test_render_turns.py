@@ -56,6 +56,39 @@ def test_all_turns_are_supervised_each_behind_the_prompt_that_the_server_sends(t
         assert rendered.supervised[len(sent) : end] == (True, True)
 
 
+@pytest.mark.parametrize(
+    ("template", "prompt", "start"),
+    [
+        ("{{ text }}#\n{% if reply %}{{ reply }}</s>{% endif %}", ["▁", "h", "m", "#", "\n"], []),
+        ("{{ text }}#{% if reply %} {{ reply }}</s>{% endif %}", ["▁", "h", "m", "#"], ["▁"]),
+    ],
+    ids=["a line break before replies", "a space before replies"],
+)
+def test_a_tokenizer_that_starts_texts_with_a_space_starts_no_reply_so(
+    template: str, prompt: list[str], start: list[str]
+) -> None:
+    """Those of Llama 2 and Mistral: a reply is what the model would have put behind the prompt."""
+    tokenizer = starting_with_a_space()
+    tokenizer.chat_template = (
+        "{% set text = messages[0].content %}{% set reply = messages[1].content if messages | length > 1 %}" + template
+    )
+    rendered = render(Example(({"role": "user", "content": "hm"},), "yes", "a", rejected="no"), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(rendered.prompt_ids) == prompt
+    assert tokenizer.convert_ids_to_tokens(rendered.reply_ids) == [*start, "y", "e", "s", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(rendered.rejected_ids) == [*start, "n", "o", "</s>"]
+
+
+def starting_with_a_space() -> Any:
+    """A tokenizer of characters that does as those converted from SentencePiece do."""
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "</s>", *"▁\n#ehmnosy"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+
+
 def test_only_the_last_turn_is_supervised_by_default(tokenizer: Any) -> None:
     last = render(Example(CHAT, "4", "a"), tokenizer)
     assert last.mask is None

@@ -1,7 +1,8 @@
 """Chat template -> token ids, and which of them are supervised.
 
 What is trained is what the server sends: each prompt is rendered with the model's own template and encoded
-on its own, exactly as at inference; the reply follows, end-of-turn included, and it alone is supervised.
+on its own, exactly as at inference; the reply follows, end-of-turn included, encoded as what stands behind that
+prompt, and it alone is supervised.
 Where every turn of the assistant's is learned, that holds at each of them.
 """
 
@@ -77,11 +78,11 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, end_ids: Collec
     reply = _message(example.reply)
     if example.supervise == "all":
         return _render_all_turns([*example.messages, reply], template)
-    prompt, answer = template.turn([*example.messages], reply)
+    prompt_ids, reply_ids = template.turn([*example.messages], reply)
     rejected_ids = None
     if example.rejected is not None:
-        rejected_ids = template.reply_ids(template.turn([*example.messages], _message(example.rejected))[1])
-    return Rendered(template.ids(prompt), template.reply_ids(answer), rejected_ids=rejected_ids)
+        _, rejected_ids = template.turn([*example.messages], _message(example.rejected))
+    return Rendered(prompt_ids, reply_ids, rejected_ids=rejected_ids)
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> Ids:
@@ -126,8 +127,7 @@ def _render_all_turns(conversation: list[Message], template: _Template) -> Rende
     for place, message in enumerate(conversation):
         if message["role"] != "assistant":
             continue
-        prompt, answer = template.turn(conversation[:place], message)
-        prompt_ids, reply_ids = template.ids(prompt), template.reply_ids(answer)
+        prompt_ids, reply_ids = template.turn(conversation[:place], message)
         if prompt_ids[: len(ids)] != ids:
             raise TrainingError(
                 "supervise: all: the chat template of the base renders the assistant's earlier turns differently from "
@@ -157,8 +157,8 @@ class _Template:
         self.tools = list(tools) if tools else None
         self.end_ids = {tokenizer.eos_token_id, *end_ids}
 
-    def turn(self, conversation: list[Message], reply: Message) -> tuple[str, str]:
-        """The text that the server sends for the conversation, and what the reply adds to it."""
+    def turn(self, conversation: list[Message], reply: Message) -> tuple[Ids, Ids]:
+        """The ids that the server sends for the conversation, and those that the reply adds to them."""
         prompt = self._text(conversation, generate=True)
         if self.tools and prompt == self._text(conversation, generate=True, tools=False):
             raise TrainingError(
@@ -174,19 +174,25 @@ class _Template:
         answer = full[len(prompt) :].rstrip()
         if "tool_calls" in reply:
             self._check_shows_calls(conversation, reply, full)
-        return prompt, answer
+        return self._encoded(prompt, answer)
 
     def prompt(self, conversation: list[Message]) -> Ids:
         """The ids of a conversation that is to be answered."""
-        return self.ids(self._text(conversation, generate=True))
+        return self._ids(self._text(conversation, generate=True))
 
-    def ids(self, text: str) -> Ids:
+    def _ids(self, text: str) -> Ids:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def reply_ids(self, answer: str) -> Ids:
-        """A reply's ids, with the end of sequence where the template puts nothing that ends it."""
-        ids = self.ids(answer)
-        return ids if ids and ids[-1] in self.end_ids else (*ids, self.tokenizer.eos_token_id)
+    def _encoded(self, prompt: str, answer: str) -> tuple[Ids, Ids]:
+        """Ids of both, with the end of sequence where the template puts nothing that ends the reply.
+
+        Some tokenizers (of Llama 2, Mistral) put a space before the first word of a text: by itself a reply would get
+        one that the model does not put behind a prompt. Where ids of both run into one another it is by itself all the
+        same, since the server encodes the prompt so.
+        """
+        before, whole = self._ids(prompt), self._ids(prompt + answer)
+        ids = whole[len(before) :] if whole[: len(before)] == before else self._ids(answer)
+        return before, ids if ids and ids[-1] in self.end_ids else (*ids, self.tokenizer.eos_token_id)
 
     def _check_shows_calls(self, conversation: list[Message], reply: Message, full: str) -> None:
         silent = {key: value for key, value in reply.items() if key != "tool_calls"}
