@@ -517,6 +517,32 @@ class TestSources:
         assert rows[0].fields["messages"][0] == {"role": "user", "content": "0", "name": None}
         assert examples_in(rows[0].fields)[0] == Example((user("0"),), {**assistant("r"), "name": "n"}, "a")
 
+    @pytest.mark.parametrize("source", ["path", "hub"])
+    def test_a_table_gives_no_tool_the_keys_of_others(self, tmp_path: Path, source: str) -> None:
+        """Arrow does, with null in them; a template would render these."""
+        import pyarrow
+        import pyarrow.parquet
+
+        tools = [
+            {"name": "f", "parameters": {"x": {"type": "integer"}}},
+            {"name": "g", "parameters": {"y": {"type": "string"}}},
+        ]
+        calls = [{"function": {"name": "f", "arguments": {"x": 1}}}, {"function": {"name": "g", "arguments": {"y": 2}}}]
+        own = [
+            {"messages": [user("q"), {"role": "assistant", "tool_calls": [call]}], "tools": [tool], "preference": "a"}
+            for call, tool in zip(calls, tools, strict=True)
+        ]
+        table = pyarrow.Table.from_pylist([*own, {"messages": None, "tools": None, "preference": "a"}])
+        pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+        given = {"path": tmp_path / "train.parquet"} if source == "path" else {"hub": str(tmp_path)}
+        rows = open_data(DataConfig.model_validate({**given, "bad_rows": "leave_out"}))
+        found = [example for _, example in rows.labelled()]
+        assert [example and example.tools for example in found] == [(tool,) for tool in tools]
+        assert [example and example.reply for example in found] == [
+            {"role": "assistant", "content": "", "tool_calls": [call]} for call in calls
+        ]
+        assert rows.num_bad_rows == 1
+
     def test_progress_of_a_long_file_is_told_in_bytes(self, tmp_path: Path) -> None:
         path = tmp_path / "d.jsonl"
         path.write_text('{"a": 1}\n' * 2500)

@@ -82,7 +82,7 @@ class DataSet:
             for row in rows:
                 if all(_matches(row.fields.get(field), value) for field, value in wanted):
                     self.num_rows += 1
-                    yield row
+                    yield row.as_written() if row.is_filled else row
 
     def _leave_out(self, error: RowError) -> None:
         if self.data.bad_rows == "refuse":

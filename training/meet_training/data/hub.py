@@ -21,7 +21,7 @@ def read_hub(name: str, split: str, config: str | None = None) -> Iterator[Row]:
         number = 0
         while (fields := next(rows, None)) is not None:
             number += 1
-            yield Row(place, number, fields)
+            yield Row(place, number, fields, is_filled=True)
     # The library raises its own errors, those of its HTTP client, and ValueError for a mistyped name.
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())

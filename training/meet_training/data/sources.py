@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -39,6 +39,12 @@ class Row:
     file: str
     number: int
     fields: dict[str, Any]
+    is_filled: bool = False  # of a table, where every object has the keys of all objects of its column
+
+    def as_written(self) -> Row:
+        """The row without the nulls that a table puts into the objects of lists and of other objects, for keys that
+        they lack: in tools and their arguments they would be rendered. A field that is null itself stays so."""
+        return replace(self, fields={name: _unfilled(value) for name, value in self.fields.items()})
 
     def mistake(self, field: str, message: str) -> RowError:
         """The error for a field of this row: file, line, field, what is wrong."""
@@ -160,12 +166,18 @@ def _parquet(path: Path, on_read: OnRead | None) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=PARQUET_BATCH):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(str(path), number, fields)
+                    yield Row(str(path), number, fields, is_filled=True)
                 if on_read and size >= TOLD_EVERY:
                     on_read(path, number, size)
     except pyarrow.ArrowException as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise TrainingError(f"{path} cannot be read as Parquet: {reason}") from None
+
+
+def _unfilled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _unfilled(part) for key, part in value.items() if part is not None}
+    return [_unfilled(part) for part in value] if isinstance(value, list) else value
 
 
 def _parse(path: Path, number: int, text: str) -> Any:
