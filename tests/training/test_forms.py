@@ -62,8 +62,17 @@ class TestForms:
             {"messages": [user("q")], "reply": "r", "preference": "a"},
             {"messages": [user("q"), assistant("r")], "preference": "a"},
             {"messages": json.dumps([user("q"), assistant("r")]), "preference": "a"},
+            {"prompt": json.dumps([user("q")], indent=2), "reply": "r", "preference": "a"},
+            {"prompt": json.dumps([{"tool_calls": None, **user("q")}]), "reply": "r", "preference": "a"},
         ):
             assert examples_in(row) == expected, row
+
+    def test_json_that_is_no_list_of_messages_is_text(self) -> None:
+        for text in ('[{"name": "Bob"}]', '[{"id": 1}] How many?', "[{}]", '[{"id": 1}, 2]'):
+            found = examples_in({"prompt": text, "reply": text, "preference": "a"})
+            assert found == [Example((user(text),), text, "a")]
+        pair = {"prompt": "q", "chosen": '[{"name": "Bob"}]', "rejected": "Bob"}
+        assert examples_in(pair, chosen="a") == [Example(Q, '[{"name": "Bob"}]', "a", rejected="Bob"), None]
 
     def test_system_messages_and_earlier_turns_are_kept(self) -> None:
         before = ({"role": "system", "content": "s"}, user("1"), assistant("2"), user("3"))
@@ -192,6 +201,11 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"chosen": "\n\nHuman: q\n\nAssistant:", "rejected": "\n\nHuman: q\n\nAssistant: r"},
         PAIR,
         "field 'chosen' must have words in every turn, found an empty turn of 'Assistant'",
+    ),
+    (
+        {"prompt": str([user("q")]), "reply": "r", "preference": "a"},
+        {},
+        r"field 'prompt' must be a list or its JSON text, found .*: Expecting property name enclosed in double quotes",
     ),
     ({"messages": [assistant("r")], "preference": "a"}, {}, "must have a message before the reply"),
     ({"prompt": "q", "reply": [user("r")], "preference": "a"}, {}, "field 'reply' must end with the assistant's reply"),

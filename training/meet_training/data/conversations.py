@@ -16,6 +16,8 @@ from meet_training.data.sources import Row
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_LIST_OF_OBJECTS = re.compile(r"\s*\[\s*\{")
+_MESSAGE_FIRST = re.compile(r"\s*\[\s*\{\s*(['\"])(?:role|content)\1\s*:")
 _SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -37,8 +39,22 @@ def text_of(row: Row, field: str) -> str:
 
 
 def is_message_list(value: Any) -> bool:
-    """Is it a list, or the JSON text of one, as CSV and some Parquet files hold it?"""
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith('[{"'))
+    """Is it a list, or the JSON text of one, as CSV and some Parquet files hold it?
+
+    Other JSON is text as any. What begins as a list of messages and is no JSON, as Python writes one, counts: whoever
+    reads it says so.
+    """
+    if not isinstance(value, str):
+        return isinstance(value, list)
+    return _LIST_OF_OBJECTS.match(value) is not None and (_MESSAGE_FIRST.match(value) is not None or _has_roles(value))
+
+
+def _has_roles(text: str) -> bool:
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return False
+    return all(isinstance(each, dict) and "role" in each for each in read)
 
 
 def messages_of(row: Row, field: str) -> tuple[Message, ...]:
