@@ -55,12 +55,15 @@ def test_a_mark_at_the_start_of_a_file_is_no_part_of_it(tmp_path: Path, name: st
     assert [row.fields for row in read_rows(tmp_path / name)] == [{"prompt": "Why?", "b": "1"}]
 
 
+DAMAGED = gzip.compress(b'{"a": 1}\n')[:10] + b"\xff" * 20
+"""The head of a gzipped file, and behind it what cannot be decompressed."""
 BAD_FILES = {
     "x.jsonl": (b'{"a": 1}\n{"a": \n', r"x\.jsonl:2: not JSON"),
     "y.jsonl": (b"[1]\n", r"y\.jsonl:1: expected an object, found list"),
     "z.json": (b'{"a": 1}', r"z\.json: expected a list of objects, found dict"),
     "u.jsonl": (b"\xff\xfe\n", r"u\.jsonl is not UTF-8"),
     "v.jsonl.gz": (b"not gzip", r"v\.jsonl\.gz cannot be read"),
+    "d.jsonl.gz": (DAMAGED, r"d\.jsonl\.gz cannot be read: Error -3 while decompressing"),
     "w.txt": (b"a,b", r"w\.txt: data files end in \.jsonl"),
     "missing.jsonl": (None, r"missing\.jsonl cannot be read: No such file"),
 }

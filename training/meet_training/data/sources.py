@@ -10,6 +10,7 @@ import glob
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -102,7 +103,7 @@ def read_rows(path: Path, on_read: OnRead | None = None) -> Iterator[Row]:
                 yield row
             if on_read and count >= TOLD_EVERY:
                 on_read(path, size, size)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TrainingError(f"{path} cannot be read: {reason}") from None
     except UnicodeDecodeError as error:
