@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,36 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
     ours, theirs = (json.loads((b.path / "report/training.json").read_text()) for b in (resumed, undisturbed))
     assert ours["losses"] == theirs["losses"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "bundle"])
+def test_a_full_disk_is_told_and_nothing_is_half_written(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, what: str
+) -> None:
+    config = make_config(checkpoint_every_s=0 if what == "checkpoint" else 300, stage1={"epochs": 0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, before[1]))
+    try:
+        with pytest.raises(
+            TrainingError, match=rf"{what if what == 'bundle' else 'run'} cannot be written: .*too large"
+        ):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path for path in tmp_path.rglob("*") if "partial" in path.name] == []
+    assert not config.output.exists()
+    train(config)
+    open_bundle(config.output)
+
+
+def test_an_output_that_cannot_be_is_refused_before_any_work(
+    make_config: Callable[..., TrainConfig], preference_file: Path
+) -> None:
+    def never(progress: TrainProgress) -> None:
+        raise Killed
+
+    with pytest.raises(TrainingError, match=r"\.bundle\.run cannot be written: Not a directory"):
+        train(make_config(output=preference_file / "bundle"), callbacks=[At(never)])
 
 
 def test_a_checkpoint_of_another_run_is_not_taken(make_config: Callable[..., TrainConfig]) -> None:

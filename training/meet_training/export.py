@@ -17,6 +17,7 @@ from meet_training.controls.trained import load_control
 from meet_training.curves import draw_curves
 from meet_training.data.render import Rendered
 from meet_training.probe import make_probe
+from meet_training.stages.checkpoint import writing_to
 from meet_training.stages.optimise import Curve
 from meet_training.stages.resumable import Record
 
@@ -47,11 +48,11 @@ class Trained:
 
 
 def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> None:
-    """Writes the bundle atomically. Raises BundleError where the output exists.
+    """Writes the bundle atomically. Raises BundleError where the output exists, TrainingError where writing fails.
 
     The manifest holds nothing that differs between two runs of one seed; times are in `report/training.json`.
     """
-    with writing_bundle(config.output, replace=replace) as folder:
+    with writing_to(config.output), writing_bundle(config.output, replace=replace) as folder:
         _save_model(trained.model.to(trained.dtype), folder / "model")
         trained.tokenizer.save_pretrained(folder / "model")
         for control, name in enumerate(trained.controls.names):

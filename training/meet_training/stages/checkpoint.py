@@ -12,11 +12,12 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from meet_bundle import BaseModelSource
 from meet_bundle.leftovers import claimed
@@ -43,6 +44,21 @@ def run_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+@contextmanager
+def writing_to(place: Path) -> Iterator[None]:
+    """Raises TrainingError, naming the place and the reason, where writing within the block fails."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason: BaseException | None = error
+        while isinstance(reason, RuntimeError):  # what torch says of a write that failed; the failure is its context
+            reason = reason.__context__
+        if not isinstance(reason, (OSError, SafetensorError)):
+            raise
+        said = getattr(reason, "strerror", None) or str(reason)
+        raise TrainingError(f"{place} cannot be written: {said}") from None
+
+
 class CheckpointFolder:
     """The folder of one run's checkpoint, beside its output."""
 
@@ -56,7 +72,9 @@ class CheckpointFolder:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Within the block no other run for the same output trains. Raises TrainingError where one does already."""
-        with claimed(self._folder) as mine:  # what is left in it a run goes on from
+        with ExitStack() as held:
+            with writing_to(self._folder):
+                mine = held.enter_context(claimed(self._folder))  # what is left in it a run goes on from
             if not mine:
                 raise TrainingError(
                     f"output: another run is training {self._output} now; wait for its end, or choose another output"
@@ -82,14 +100,19 @@ class CheckpointFolder:
         return time.monotonic() - self._last >= self._every_s
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces the checkpoint: a kill at any moment leaves the old one or the new one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Replaces the checkpoint: a kill at any moment leaves the old one or the new one.
+
+        Raises TrainingError where it cannot be written; the old one stays.
+        """
         partial = self._folder / "checkpoint.pt.partial"
-        with partial.open("wb") as file:
-            torch.save({"key": self.key, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._folder / "checkpoint.pt")
+        with ExitStack() as undone, writing_to(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            undone.callback(partial.unlink, missing_ok=True)  # of a full disk it would take what is left
+            with partial.open("wb") as file:
+                torch.save({"key": self.key, "state": state}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._folder / "checkpoint.pt")
         self._last = time.monotonic()
 
     def remove(self) -> None:
