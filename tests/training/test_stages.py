@@ -324,6 +324,17 @@ def test_a_loss_that_is_no_number_stops_the_run_by_name() -> None:
         curve.add("short", float("nan"))
 
 
+@pytest.mark.parametrize("controls", ["frozen", "joint"])
+def test_a_last_step_that_ends_in_no_numbers_is_no_bundle(
+    make_config: Callable[..., TrainConfig], controls: str
+) -> None:
+    one_step = {"epochs": 1, "batch_size": 6, "learning_rate": 1e38, "controls": controls}
+    config = make_config(stage1={"epochs": 1, "batch_size": 6, "learning_rate": 0.02}, stage2=one_step)
+    with pytest.raises(TrainingError, match=r"the loss of 'short' became (nan|inf) at the last step of stage2; lower"):
+        train(config)
+    assert not config.output.exists()
+
+
 def test_the_learning_rate_rises_then_falls() -> None:
     assert [round(rate(i, 10, 0.2), 3) for i in range(10)] == [
         0.5,

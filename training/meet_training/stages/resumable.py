@@ -16,7 +16,7 @@ from meet_training.data.batches import Schedule
 from meet_training.stages.checkpoint import CheckpointFolder
 from meet_training.stages.optimise import Curve, LoopConfig, ParameterGroup, losses_again, optimise
 from meet_training.stages.sharding import load_whole, whole
-from meet_training.stages.tune_controls import check_that_all_learned
+from meet_training.stages.tune_controls import check_that_all_are_numbers, check_that_all_learned
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ def run_stage(
 ) -> None:
     """Runs the steps that `saved`, a checkpoint of this stage, has not done yet; adds to `record`.
 
-    Raises TrainingError where a control that is to learn has not moved in the end.
+    Raises TrainingError where a control that is to learn has not moved in the end, or a loss is no number.
     """
     name, curve = config.stage, record.curves.setdefault(config.stage, Curve())
     before = sum(other.num_steps for stage, other in record.curves.items() if stage != name)
@@ -108,8 +108,9 @@ def run_stage(
         after_step=save,
         on_progress=lambda progress: callbacks.on_step(replace(progress, overall_step=before + progress.step)),
     )
+    again = losses_again(parts.model, parts.controls, parts.schedule.step(0), config)
+    check_that_all_are_numbers(name, again)  # no step comes that would meet what the last one did
     if parts.learning:
-        again = losses_again(parts.model, parts.controls, parts.schedule.step(0), config)
         moved = {label: (curve.losses[label][0], again[label]) for label in parts.learning}
         check_that_all_learned(parts.learning, started_from, parts.controls.state(), moved)
     record.seconds[name] = spent + time.monotonic() - since

@@ -6,6 +6,7 @@ tuned in one pass over one frozen model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -61,6 +62,16 @@ def control_groups(
         )
         for control, name in enumerate(controls.names)
     ]
+
+
+def check_that_all_are_numbers(stage: str, losses: Mapping[str, float]) -> None:
+    """Raises TrainingError, by name, where a loss after a stage's last step is none: then weights are none either."""
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of {name!r} became {loss} at the last step of {stage}; lower the learning rate, or train in "
+                f"float32"
+            )
 
 
 def check_that_all_learned(
