@@ -280,6 +280,7 @@ def test_configuration_mistakes_name_the_field(tmp_path: Path) -> None:
         ("data.3.path=x",): "'3' is no index of a list of 1",
         ("data=[{path: x}",): r"override 'data=\[{path: x}': its value is not YAML: while parsing a flow sequence",
         ("name=!!int x",): r"override 'name=!!int x': its value is not YAML: invalid literal for int",
+        ("seed=20261130120000",): r"seed: Input should be less than or equal to 8796093022208, not 20261130120000",
         ("name=a/b",): "name: String should match pattern .* not 'a/b'",
     }
     for overrides, message in mistakes.items():

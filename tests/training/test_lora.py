@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from meet_training.controls.lora import ControlledLinear, LoraTuning, Routing, make_a, target_layers
+from meet_training.controls.model_lora import ModelLora
 from meet_training.controls_config import LoraConfig
 from meet_training.data.batches import Item
 from meet_training.data.render import Rendered
 from meet_training.errors import TrainingError
 from meet_training.stages.layout import lay_out
 from meet_training.stages.reply_nll import reply_nll
+from meet_training.stages_config import Stage2Config
 
 CPU = torch.device("cpu")
 
@@ -130,6 +132,17 @@ def test_the_output_layer_is_never_adapted_and_wrong_names_are_refused(model: An
     assert set(target_layers(model, ("q_proj",))) == {f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)}
     with pytest.raises(TrainingError, match=r"no linear layer query; it has down_proj, gate_proj"):
         target_layers(model, ("query", "q_proj"))
+
+
+def test_a_model_without_linear_layers_is_refused() -> None:
+    """GPT-2's are of a kind of their own."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    own = GPT2LMHeadModel(GPT2Config(vocab_size=10, n_positions=8, n_embd=8, n_layer=1, n_head=1))
+    with pytest.raises(TrainingError, match=r"GPT2LMHeadModel has no linear layer .*; take controls.kind: soft_prompt"):
+        LoraTuning(own, ("a",), LoraConfig(), 0)
+    with pytest.raises(TrainingError, match="GPT2LMHeadModel has no linear layer"):
+        ModelLora(own, Stage2Config(model="lora"), 0)
 
 
 def test_exported_controls_are_what_peft_reads(model: Any, tiny_base: Path, tmp_path: Path) -> None:

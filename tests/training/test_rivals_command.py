@@ -69,6 +69,7 @@ def test_mistakes_are_told_in_one_line(config: Path, capsys: pytest.CaptureFixtu
         (["--tuning.rate_factors=[1, 0]"], "tuning.rate_factors.1: Input should be greater than 0, not 0"),
         (["--tuning.betas=[-0.1]"], "tuning.betas.0: Input should be greater than 0, not -0.1"),
         (["--seeds=[-1]"], "seeds.0: Input should be greater than or equal to 0, not -1"),
+        (["--seeds=[20261130120000]"], "seeds.0: Input should be less than or equal to 8796093022208"),
         (["--seeds=[0, 1, 0]"], "seeds: [0, 1, 0] must all be different"),
         (["--seeds=[1,2"], "override 'seeds=[1,2': its value is not YAML: while parsing a flow sequence"),
         (["--sizes.lora_rank=513"], "sizes.lora_rank: Input should be less than or equal to 512, not 513"),

@@ -26,6 +26,9 @@ from meet_training.stages_config import (
     UncontrolledConfig,
 )
 
+MAX_SEED = 2**43
+"""Every step draws by a number made of the seed and its own, a million times the seed and more; torch takes 64 bits."""
+
 NOT_YAML = (yaml.YAMLError, ValueError)
 """What reading YAML raises. ValueError: text that is not UTF-8, and a date or number that there is none of."""
 
@@ -78,7 +81,7 @@ class TrainConfig(Section):
         default=None, description="where trackers keep their files; by default beside the output, `OUTPUT.logs`"
     )
     checkpoint_every_s: float = Field(default=300.0, ge=0, description="seconds between checkpoints")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=MAX_SEED)
 
     @model_validator(mode="after")
     def _labels_hang_together(self) -> Self:

@@ -262,13 +262,18 @@ class LoraTuning:
 def target_layers(model: nn.Module, wanted: tuple[str, ...] | str) -> dict[str, nn.Linear]:
     """The linear layers to adapt by path: all but the output layer, or those whose last name is wanted.
 
-    Raises TrainingError, naming what the model has, where a wanted name is in none.
+    Raises TrainingError where there are none, or, naming what the model has, where a wanted name is in none.
     """
     output = model.get_output_embeddings()  # type: ignore[operator]
     linear = {
         path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not output
     }
     names = {path.rpartition(".")[2] for path in linear}
+    if not linear:
+        raise TrainingError(
+            f"base: {type(model).__name__} has no linear layer that a LoRA could adapt; take controls.kind: "
+            f"soft_prompt and stage2.model: whole"
+        )
     if wanted == "all-linear":
         return linear
     if unknown := sorted(set(wanted) - names):

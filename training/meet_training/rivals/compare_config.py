@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from meet_bundle.manifest import check_label
 from meet_training.config import (
+    MAX_SEED,
     PreferenceConfig,
     apply_override,
     check_known,
@@ -136,7 +137,7 @@ class CompareConfig(Section):
     test: TestedConfig = TestedConfig()
     classifier: ClassifierConfig = ClassifierConfig()
     sizes: SizesConfig = SizesConfig()
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(
         default=(0, 1, 2), min_length=1, description="of every rival's trainings, all different"
     )
     rivals: tuple[str, ...] = Field(default=(), description="who takes part; all where none is named")
