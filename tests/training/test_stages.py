@@ -7,6 +7,7 @@ import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from meet_training.config import TrainConfig
 from meet_training.data.forms import load_examples
 from meet_training.errors import TrainingError
 from meet_training.run import Run, train
-from meet_training.stages.machine import choose_device, cpu_is_fast_at_bf16
+from meet_training.stages.machine import choose_device, choose_dtype, cpu_is_fast_at_bf16
 from meet_training.stages.optimise import Curve, TrainProgress, rate
 
 
@@ -359,6 +360,22 @@ def test_bf16_is_chosen_by_what_the_processor_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float32), ((9, 0), torch.bfloat16)])
+def test_bf16_is_not_chosen_where_a_gpu_emulates_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    """A T4 does, more slowly than it computes in float32."""
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=capability[0], minor=capability[1])
+    )
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert choose_dtype("auto", device) == dtype
+    assert choose_dtype("bfloat16", device) == torch.bfloat16
+
+
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(TrainingError, match="device: 'cuda' was asked for"):
         choose_device("cuda")

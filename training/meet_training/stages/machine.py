@@ -189,7 +189,9 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def choose_dtype(wanted: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype:
     """The dtype of the arithmetic; `auto` is bfloat16 where the device is fast at it."""
     if wanted == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_is_fast_at_bf16()
+        # Where it is emulated, as on a T4, it is said to be supported too.
+        on_cuda = device.type == "cuda"
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_cuda else cpu_is_fast_at_bf16()
         wanted = "bfloat16" if fast else "float32"
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
