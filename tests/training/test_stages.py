@@ -160,8 +160,11 @@ class Killed(BaseException):
 class At(Callback):
     """Calls a function with every step's progress."""
 
-    def __init__(self, on_step: Callable[[TrainProgress], None]) -> None:
+    def __init__(
+        self, on_step: Callable[[TrainProgress], None], on_phase: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.on_step = on_step  # type: ignore[method-assign]
+        self.on_phase = on_phase  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
@@ -231,6 +234,24 @@ def test_a_checkpoint_of_another_run_is_not_taken(make_config: Callable[..., Tra
     seen: list[int] = []
     train(make_config(seed=1), callbacks=[At(lambda p: seen.append(p.step))])
     assert seen[0] == 1
+
+
+def test_what_a_run_passes_over_is_told(make_config: Callable[..., TrainConfig]) -> None:
+    config = make_config(checkpoint_every_s=0)
+    heard: list[str] = []
+
+    def kill(progress: TrainProgress) -> None:
+        raise Killed
+
+    for more in ({}, {"max_length": 64}):
+        with pytest.raises(Killed):
+            train(config.model_copy(update=more), callbacks=[At(kill, heard.append)])
+        heard.append("killed")
+    with pytest.raises(Killed):
+        train(config.model_copy(update={"max_length": 64}), callbacks=[At(kill, heard.append)])
+    left_out = "examples longer than max_length (64) left out: short 0 of 6, long 4 of 6"
+    anew = "beginning anew: the checkpoint beside the output is of another configuration, other data or another base"
+    assert heard == ["killed", left_out, anew, "killed", left_out]
 
 
 def test_a_run_is_known_by_what_its_files_hold_not_by_where_they_lie(

@@ -109,6 +109,7 @@ class Run:
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         examples = forms.for_objective(examples, self.config)
         self.rendered = self.render(examples)
+        self._num_given = {label: len(group) for label, group in examples.items()}
         self.data_digest = forms.digest(examples)
         self.base = describe_base(config.base, folder)
         self.record = Record()
@@ -148,7 +149,8 @@ class Run:
 
     def tune(self) -> tuple[PreTrainedModel, ControlSet]:
         """What comes before, stage 1, then stage 2, each from where the checkpoint says. The controls are attached."""
-        saved = self.checkpoints.load()
+        self._tell_what_is_left_out()
+        saved = self.checkpoints.load(on_other=self._tell_of_other_checkpoint)
         self.machine.check_alike("checkpoint", (saved["stage"], saved["step"]) if saved else None)
         if saved:
             self.record = Record.from_state(saved["record"])
@@ -158,6 +160,19 @@ class Run:
             controls_state = self.stage1(saved)
             saved = None
         return self.stage2(controls_state, saved)
+
+    def _tell_what_is_left_out(self) -> None:
+        """Of each preference, how many examples are longer than `max_length`, where there are some."""
+        kept = {label: group for label, group in self.rendered.items() if label in self._num_given}
+        nums = {label: (self._num_given[label] - len(group), self._num_given[label]) for label, group in kept.items()}
+        if any(num for num, _ in nums.values()):
+            of_each = ", ".join(f"{label} {num} of {num_given}" for label, (num, num_given) in nums.items())
+            self.callbacks.on_phase(f"examples longer than max_length ({self.config.max_length}) left out: {of_each}")
+
+    def _tell_of_other_checkpoint(self) -> None:
+        self.callbacks.on_phase(
+            "beginning anew: the checkpoint beside the output is of another configuration, other data or another base"
+        )
 
     def ask_the_base(self) -> None:
         """What the base itself says, where a stage needs it: replies of its own, and how likely it finds pairs."""

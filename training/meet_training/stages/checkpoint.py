@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,19 @@ class CheckpointFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / name
 
-    def load(self) -> dict[str, Any] | None:
-        """The state last saved by this very run, or None."""
+    def load(self, on_other: Callable[[], None] | None = None) -> dict[str, Any] | None:
+        """The state last saved by this very run, or None. `on_other` is called where another run saved one, which the
+        next checkpoint of this one replaces."""
         file = self._folder / "checkpoint.pt"
         if not file.is_file():
             return None
         saved: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        return saved["state"] if saved["key"] == self.key else None
+        if saved["key"] == self.key:
+            own: dict[str, Any] = saved["state"]
+            return own
+        if on_other:
+            on_other()
+        return None
 
     def is_due(self) -> bool:
         """Whether the interval is over."""
