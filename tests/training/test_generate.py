@@ -358,6 +358,40 @@ def test_an_endpoint_that_fails_keeps_what_was_sampled_and_the_old_output(tmp_pa
     assert len(SampleFile(config.samples_path)) == 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx2.Response(200, json={"error": "busy"}), r"http://fake/v1/: answered no completion but .*busy"),
+        (httpx2.Response(200, json={"choices": []}), "answered no completion but"),
+        (httpx2.Response(200, json={"choices": [{"finish_reason": "stop"}]}), "answered no completion but"),
+        (httpx2.Response(200, html="<title>Login</title>"), "answered no completion but .*Login"),
+        (httpx2.Response(200, content=b"{", headers={"content-type": "application/json"}), "answered no JSON"),
+    ],
+    ids=["an error as if all were well", "no choices", "no message", "a web page", "half of it"],
+)
+def test_an_answer_that_is_no_completion_is_named(tmp_path: Path, answer: httpx2.Response, message: str) -> None:
+    config = load_generate_config(write_config(tmp_path))
+    with pytest.raises(TrainingError, match=message):
+        run(config, Endpoint(lambda _: answer))
+
+
+def test_half_of_a_surrogate_pair_in_a_reply_does_not_end_a_run(tmp_path: Path) -> None:
+    config = load_generate_config(write_config(tmp_path))
+
+    def broken(body: dict[str, Any]) -> httpx2.Response:
+        answer = json.loads(completion(body).content)
+        answer["choices"][0]["message"]["content"] = "Tin \ud83d."
+        return httpx2.Response(200, content=json.dumps(answer).encode(), headers={"content-type": "application/json"})
+
+    run(config, Endpoint(broken))
+    kept = [
+        sample.reply
+        for line in rows_of(config.samples_path)
+        for sample in SampleFile(config.samples_path)[line["key"]].samples
+    ]
+    assert "Tin ?." in kept
+
+
 # Configurations that are refused
 
 ONE = {"axis": "x", "instruction": "i", "attribute": "words", "select": "lowest"}

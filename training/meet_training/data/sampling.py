@@ -117,8 +117,17 @@ async def ask(client: AsyncOpenAI, request: Request) -> Sampled:
         answer = await client.chat.completions.create(**request.body)
     except OpenAIError as error:
         raise TrainingError(f"base_url {client.base_url}: {' '.join(str(error).split())}") from error
+    except json.JSONDecodeError:
+        raise TrainingError(f"base_url {client.base_url}: answered no JSON") from None
     start = request.reply_start
-    samples = tuple(Sample(start + (one.message.content or ""), one.finish_reason) for one in answer.choices)
+    # The SDK hands on whatever came with status 200; some gateways answer so when something failed.
+    choices: Any = getattr(answer, "choices", None)
+    if not isinstance(choices, list) or not choices or not all(getattr(one, "message", None) for one in choices):
+        said = " ".join(str(answer).split())
+        raise TrainingError(f"base_url {client.base_url}: answered no completion but {said[:200]!r}")
+    # A lone surrogate, which JSON can hold and a file cannot, becomes a question mark.
+    replies = [start + (one.message.content or "").encode("utf-8", "replace").decode() for one in choices]
+    samples = tuple(Sample(reply, one.finish_reason) for reply, one in zip(replies, choices, strict=True))
     return Sampled(samples, answer.usage.completion_tokens if answer.usage else 0)
 
 
