@@ -43,15 +43,18 @@ def by_example(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: list[
 
 
 @pytest.mark.parametrize("longest", [1024, 3])
+@pytest.mark.parametrize("value_size", [8, 5])
 @pytest.mark.parametrize(("num_heads", "num_groups"), [(4, 4), (6, 2), (3, 1)])
 def test_each_example_is_attended_as_if_it_were_alone(
-    num_heads: int, num_groups: int, longest: int, monkeypatch: pytest.MonkeyPatch
+    num_heads: int, num_groups: int, value_size: int, longest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where an example is too long for its weights to be kept."""
+    """Also where an example is too long for its weights to be kept, and where values have a size of their own, as in
+    DeepSeek's latent attention."""
     monkeypatch.setattr(packed_attention, "LONGEST", longest)
     torch.manual_seed(0)
     lengths = [4, 1, 7]
-    q, k, v = (torch.randn(1, heads, 12, 8, requires_grad=True) for heads in (num_heads, num_groups, num_groups))
+    q, k = (torch.randn(1, heads, 12, 8, requires_grad=True) for heads in (num_heads, num_groups))
+    v = torch.randn(1, num_groups, 12, value_size, requires_grad=True)
     expected = by_example(q, k, v, lengths, 0.3)
     ours, weights = packed_attention.attend(
         torch.nn.Identity(), q, k, v, None, cu_seq_lens_q=torch.tensor([0, 4, 5, 12]), scaling=0.3

@@ -3,7 +3,8 @@
 An implementation for transformers' `AttentionInterface`. PyTorch's own fused attention has a slow backward pass in
 bfloat16 on CPUs, and for packed rows it takes a mask over all pairs of a row's tokens. Knows no control and no loss.
 
-T tokens of a row, L tokens of an example, H heads, G key-value heads, D head size.
+T tokens of a row, L tokens of an example, H heads, G key-value heads, D head size, E that of values (D but in latent
+attention, as DeepSeek's).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def attend(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, H, T, D), key and value (1, G, T, D) -> (1, T, H, D), and no weights."""
+    """query (1, H, T, D), key (1, G, T, D) and value (1, G, T, E) -> (1, T, H, E), and no weights."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     q, k, v = (tensor[0].to(dtype) for tensor in (query, key, value))
     lengths = cu_seq_lens_q.diff().tolist()
@@ -94,7 +95,7 @@ def attend(
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float) -> Tensor:
-    """PyTorch's own, which keeps no weights, example by example. -> (T, H, D)"""
+    """PyTorch's own, which keeps no weights, example by example. -> (T, H, E)"""
     examples = zip(*(torch.split(tensor[None], lengths, dim=2) for tensor in (q, k, v)), strict=True)
     attended = [
         scaled_dot_product_attention(one, keys, values, is_causal=True, scale=scale, enable_gqa=True)
@@ -108,12 +109,12 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scale: float) -> Tensor:
-        """q (H, T, D), k and v (G, T, D) -> (T, H, D)"""
-        num_heads, num_tokens, size = q.shape
+        """q (H, T, D), k (G, T, D) and v (G, T, E) -> (T, H, E)"""
+        num_heads, num_tokens, size = q.shape  # of queries and keys; values may have another size
         num_groups = k.shape[0]
         longest, each = max(lengths), num_heads // num_groups
         future = torch.full((each, longest, longest), float("-inf"), dtype=q.dtype).triu(1)
-        out, weights, start = q.new_empty(num_tokens, num_heads, size), [], 0
+        out, weights, start = q.new_empty(num_tokens, num_heads, v.shape[2]), [], 0
         with torch.autocast("cpu", enabled=False):
             for length in lengths:
                 end = start + length
@@ -121,7 +122,7 @@ class _Attend(torch.autograd.Function):
                 rows = q[:, start:end].reshape(num_groups, each * length, size)
                 scores = torch.baddbmm(mask, rows, k[:, start:end].transpose(1, 2), alpha=scale)
                 weight = torch.softmax(scores, -1)  # in float32 inside, whatever goes in and out
-                out[start:end] = (weight @ v[:, start:end]).view(num_heads, length, size).transpose(0, 1)
+                out[start:end] = (weight @ v[:, start:end]).view(num_heads, length, -1).transpose(0, 1)
                 weights.append(weight)
                 start = end
         ctx.save_for_backward(q, k, v, *weights)
@@ -135,7 +136,7 @@ class _Attend(torch.autograd.Function):
         num_groups, start = k.shape[0], 0
         for length, weight in zip(ctx.lengths, weights, strict=True):
             end = start + length
-            grad = gradients[0][start:end].transpose(0, 1).reshape(num_groups, -1, q.shape[2])
+            grad = gradients[0][start:end].transpose(0, 1).reshape(num_groups, -1, v.shape[2])
             rows = q[:, start:end].reshape(num_groups, -1, q.shape[2])
             grad_v[:, start:end] = weight.transpose(1, 2) @ grad
             grad_weight = grad @ v[:, start:end].transpose(1, 2)
