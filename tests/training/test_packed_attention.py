@@ -14,9 +14,11 @@ from meet_training.controls.lora import LoraTuning
 from meet_training.controls_config import LoraConfig
 from meet_training.data.batches import Item
 from meet_training.data.render import Rendered
+from meet_training.errors import TrainingError
 from meet_training.stages import packed_attention
 from meet_training.stages.machine import Machine
 from meet_training.stages.optimise import LoopConfig, backward
+from meet_training.stages_config import SpeedConfig
 
 CPU = torch.device("cpu")
 ITEMS = [
@@ -113,6 +115,27 @@ def test_a_model_whose_attention_is_more_than_that_keeps_its_own(load: Callable[
         setattr(model.config, field, value)
     assert not packed_attention.take(model, CPU)
     assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+@pytest.mark.parametrize(
+    "layer_types",
+    [["full_attention", "linear_attention"], ["conv", "full_attention"], ["chunked_attention"] * 2],
+    ids=str,
+)
+def test_a_model_that_would_mix_the_examples_of_a_row_has_none_packed(
+    load: Callable[[], Any], layer_types: list[str], attention: str
+) -> None:
+    """FlashAttention keeps its own layers' apart, and no others'."""
+    model = load()
+    model.config._attn_implementation_internal = attention
+    always = SpeedConfig(packing="always", attention=attention)
+    assert packed_attention.packs(model, always, CPU)
+    assert packed_attention.packs(model, SpeedConfig(attention=attention), CPU) is (attention != "sdpa")
+    model.config.layer_types = layer_types
+    assert not packed_attention.packs(model, SpeedConfig(attention=attention), CPU)
+    with pytest.raises(TrainingError, match="'always': examples of one row would run into one another in LlamaFor"):
+        packed_attention.packs(model, always, CPU)
 
 
 def test_other_devices_keep_theirs(load: Callable[[], Any]) -> None:

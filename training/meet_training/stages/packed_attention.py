@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from meet_training.errors import TrainingError
 from meet_training.stages.prompt_cache import fits
 from meet_training.stages_config import SpeedConfig
 
@@ -23,17 +24,37 @@ NAME = "meet_packed"
 # Up to here an example's attention weights, (H, L, L), are kept for the backward pass.
 LONGEST = 1024
 
+# Kinds of layers, as transformers calls them, that take from positions where an example of a packed row starts.
+_BY_POSITIONS = {"full_attention", "sliding_attention"}
+
 # Fields of a model's configuration under which attention is more than this, where they are set.
 _MORE = ("sliding_window", "attn_logit_softcapping", "attention_dropout")
 
 
 def packs(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
-    """Whether rows are packed: where FlashAttention or, on a CPU, this attention keeps examples apart, or as told."""
+    """Whether rows are packed: where FlashAttention or, on a CPU, this attention keeps examples apart, or as told.
+
+    Raises TrainingError where it is told and the model does not keep them apart.
+    """
     if speed.packing == "never":
         return False
-    if "flash" in str(model.config._attn_implementation):
+    flash = "flash" in str(model.config._attn_implementation)
+    if not flash and stands_in(model, speed, device) and take(model, device):
         return True
-    return (stands_in(model, speed, device) and take(model, device)) or speed.packing == "always"
+    if speed.packing == "always" and not keeps_apart(model):
+        raise TrainingError(
+            f"speed.packing: 'always': examples of one row would run into one another in {type(model).__name__}, which "
+            f"has layers that go by more than attention and positions; use auto"
+        )
+    return speed.packing == "always" or (flash and keeps_apart(model))
+
+
+def keeps_apart(model: Any) -> bool:
+    """Whether all layers of a model look back by an attention that is told by positions where an example starts: those
+    of state spaces and convolutions are not, nor is attention in chunks, nor that of models which build its mask from
+    something else."""
+    types = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return set(types) <= _BY_POSITIONS and bool(model._supports_attention_backend)
 
 
 def stands_in(model: Any, speed: SpeedConfig, device: torch.device) -> bool:
