@@ -29,10 +29,10 @@ from meet_training.data.batches import UNCONTROLLED, Item, passes
 from meet_training.data.example import Example
 from meet_training.data.forms import load_examples
 from meet_training.data.render import Rendered, render_all
-from meet_training.run import Run
 from meet_training.stages.layout import lay_out
 from meet_training.stages.reply_nll import reply_nll
 from meet_training.stages.tune_controls import freeze_all_but_controls
+from meet_training.two_stages import Run
 
 HELD_OUT = 5  # one prompt in so many
 MAX_HELD_OUT = 24  # examples of each preference

@@ -60,7 +60,7 @@ def stage1(job: Job) -> Done:
     from meet_training.config import load_config
     from meet_training.data.forms import load_examples
     from meet_training.data.render import Rendered
-    from meet_training.run import Run
+    from meet_training.two_stages import Run
 
     config = load_config(Path(job.config), job.overrides)
     examples = load_examples(config)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from meet_training.config import load_config
 from meet_training.data.forms import load_examples
-from meet_training.run import Run
 from meet_training.stages.machine import is_sharded
 from meet_training.stages.tune_model import model_groups
+from meet_training.two_stages import Run
 
 
 def main() -> None:

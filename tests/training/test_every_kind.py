@@ -19,10 +19,11 @@ from meet_training.config import TrainConfig
 from meet_training.controls.trained import LoraControl, SoftPromptControl, load_controls, mix
 from meet_training.data.forms import Example, load_examples
 from meet_training.errors import TrainingError
-from meet_training.run import Run, train
+from meet_training.run import train
 from meet_training.stages.optimise import TrainProgress
 from meet_training.stages.prompt_cache import PromptCache
 from meet_training.stages_config import ObjectiveConfig
+from meet_training.two_stages import Run
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -378,7 +379,7 @@ def test_prompts_are_kept_on_cpus_where_told_or_where_rows_are_not_packed(
             made.append(max_bytes >> 20)
             super().__init__(max_bytes, device)
 
-    monkeypatch.setattr("meet_training.run.PromptCache", Told)
+    monkeypatch.setattr("meet_training.stages.loop_settings.PromptCache", Told)
     config = make_config(controls=KINDS["after"], speed=speed)
     Run(config, Path(config.base), load_examples(config)).stage1()
     assert made == ([] if mib is None else [mib])

@@ -18,9 +18,10 @@ from meet_training.callbacks import Callback
 from meet_training.config import TrainConfig
 from meet_training.data.forms import load_examples
 from meet_training.errors import TrainingError
-from meet_training.run import Run, train
+from meet_training.run import train
 from meet_training.stages.machine import choose_device, choose_dtype, cpu_is_fast_at_bf16
 from meet_training.stages.optimise import Curve, TrainProgress, rate
+from meet_training.two_stages import Run
 
 
 def a_run(config: TrainConfig) -> Run:

@@ -19,8 +19,8 @@ from meet_training.errors import TrainingError
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.no_controls import NoControls
 from meet_training.rivals.rival import Job, Rival
-from meet_training.run import Run
 from meet_training.stages_config import Stage1Config, Stage2Config
+from meet_training.two_stages import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,12 +7,24 @@ from collections.abc import Sequence
 
 import torch
 
+from meet_training.config import TrainConfig
 from meet_training.data.batches import UNCONTROLLED, Item, passes
 from meet_training.data.render import Rendered
 from meet_training.stages.layout import lay_out
-from meet_training.stages.objective import Reference
+from meet_training.stages.objective import Objective, Reference
 from meet_training.stages.reply_nll import reply_nll
 from meet_training.stages.without_dropout import without_dropout
+
+
+def preference_objective(
+    config: TrainConfig, model: torch.nn.Module, pairs: Sequence[Rendered], *, pad_id: int, device: torch.device
+) -> Objective:
+    """The objective that the configuration asks for, with the base's log-probabilities of these pairs."""
+    return Objective(
+        beta=config.objective.beta,
+        likelihood_weight=config.objective.likelihood_weight,
+        reference=reference_logprobs(model, pairs, config.tokens_per_pass, pad_id=pad_id, device=device),
+    )
 
 
 @torch.no_grad()
