@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def rows(rounds: int) -> Iterator[dict[str, float]]:
-    print(f"microseconds a layer, {torch.get_num_threads()} threads; quarters of the ratios")
+    print(f"microseconds a layer, {torch.get_num_threads()} threads; quartiles of the ratios")
     for num_controls in CONTROLS:
         for num_tokens in TOKENS:
             kernel, products = sides(num_tokens, num_controls)

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench_serve import LEFT_ALONE, quarters, write_report
+from bench_serve import LEFT_ALONE, quartiles, write_report
 from lora_bundle import make_lora_bundle, smollm2
 
 WORDS = ("rain", "snow", "wind", "fog", "hail", "dew", "ice", "mist")
@@ -242,8 +242,8 @@ def rates(world: World, name: str, concurrent: int, bound: float, ours: Side, ot
 def line(result: Result) -> str:
     sign = ">=" if result.at_least else "<="
     return (
-        f"{result.name}: {result.figure} ({result.ours} / {result.other} {result.unit}; quarters "
-        f"{', '.join(f'{each:.3f}' for each in quarters(result.pairs))}), bound {sign} {result.bound}: "
+        f"{result.name}: {result.figure} ({result.ours} / {result.other} {result.unit}; quartiles "
+        f"{', '.join(f'{each:.3f}' for each in quartiles(result.pairs))}), bound {sign} {result.bound}: "
         f"{'holds' if result.holds else 'BROKEN'}"
     )
 

@@ -146,16 +146,16 @@ def write_report(target: Path | None, rows: list[dict[str, Any]], **what: str) -
 
 def line(result: Result) -> str:
     bound = "" if result.bound is None else f"  (bound {result.bound}: {'holds' if result.holds else 'BROKEN'})"
-    low, _, high = quarters(result.pairs)
+    low, _, high = quartiles(result.pairs)
     return (
         f"{title(result.name, result.concurrent)}: {result.ours:.0f} / {result.other:.0f} {result.unit} = "
-        f"{result.ratio:.3f} (quarters {low:.3f} to {high:.3f}), "
+        f"{result.ratio:.3f} (quartiles {low:.3f} to {high:.3f}), "
         f"API CPU {result.ours_cpu_ms:.2f} / {result.other_cpu_ms:.2f} ms a request{bound}"
     )
 
 
-def quarters(pairs: list[float]) -> list[float]:
-    """The three values between the quarters of the pairs, of which there may be one alone."""
+def quartiles(pairs: list[float]) -> list[float]:
+    """The three quartiles of the pairs, of which there may be one alone."""
     return statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
 
 
