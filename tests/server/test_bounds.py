@@ -11,6 +11,7 @@ import pytest
 
 from meet_server.http.body import is_nested_deeper
 from meet_server.http.bounds import RequestBounds
+from meet_server.http.paths import OPEN
 from meet_server.settings import RequestLimits
 
 LIMITS = RequestLimits(max_body_bytes=1024, max_nesting=8, max_headers=10, max_header_bytes=2048)
@@ -111,6 +112,23 @@ def test_headers(headers: list[tuple[bytes, bytes]]) -> None:
 )
 def test_uploads_have_bounds_of_their_own(path: str, method: str) -> None:
     assert Exchange([b"x" * 2000], path=path, method=method).body == b"x" * 2000
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("path", sorted(OPEN))
+def test_no_body_is_read_of_what_needs_no_key(path: str, method: str) -> None:
+    """Whoever reaches the server could have it hold and parse one else."""
+    answered = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body was read")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        answered.append(scope["path"])
+
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    asyncio.run(RequestBounds(app, limits=LIMITS)(scope, receive, receive))
+    assert answered == [path]
 
 
 def test_a_client_that_leaves_while_sending_gets_no_reply() -> None:

@@ -86,7 +86,10 @@ def test_a_browsers_question_before_a_request_of_another_origin_reaches_a_replic
     assert replicas.asked == [("OPTIONS", "/v1/completions", b"")]
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("GET", "/health/ready"), ("OPTIONS", "/v1/completions")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/"), ("GET", "/health/ready"), ("POST", "/health"), ("POST", "/ping"), ("OPTIONS", "/v1/completions")],
+)
 def test_no_body_is_read_of_what_needs_no_key(replicas: Replicas, method: str, path: str) -> None:
     status, _, num_read = ask(replicas, method, path, PREFLIGHT, b"x" * 100_000)
     assert (status, num_read) == (200, 0)

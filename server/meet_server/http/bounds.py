@@ -1,6 +1,7 @@
 """Pure-ASGI bounds on what a request may bring: headers, size of the body, nesting. Replies pass untouched.
 
-Uploads of preferences have bounds of their own (`preference_changes`) and are left alone here.
+Uploads of preferences have bounds of their own (`preference_changes`) and are left alone here; of what needs no key no
+body is read.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from meet_server.errors import RequestError
 from meet_server.http.body import Disconnected, holds_no_number, is_nested_deeper, read_body, replay
 from meet_server.http.errors import error_response
-from meet_server.http.paths import READING, is_preference, path_of
+from meet_server.http.paths import brings_body, is_preference, path_of
 from meet_server.settings import RequestLimits
 
 
@@ -27,7 +28,8 @@ class RequestBounds:
             return
         try:
             self._check_headers(scope)
-            if scope["method"] not in READING and not is_preference(path_of(scope)):
+            path = path_of(scope)
+            if brings_body(scope["method"], path) and not is_preference(path):
                 body = await read_body(scope, receive, self._limits.max_body_bytes)
                 if is_nested_deeper(body, self._limits.max_nesting):
                     raise RequestError(

@@ -44,6 +44,11 @@ def path_of(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
+def brings_body(method: str, path: str) -> bool:
+    """Whether a request may have a body that matters. Of what is open none is read: no key was shown for it."""
+    return method not in READING and path not in OPEN
+
+
 def is_admins(method: str, path: str) -> bool:
     """Whether it changes the server: its preferences, or the engine through one of vLLM's own routes."""
     if method in READING:

@@ -24,7 +24,7 @@ from meet_server.http.body import Disconnected, read_body
 from meet_server.http.bounds import RequestBounds
 from meet_server.http.errors import end_with, error_response
 from meet_server.http.keys import KeyGate
-from meet_server.http.paths import READING, path_of
+from meet_server.http.paths import brings_body, path_of
 from meet_server.ray_serve.affinity import Wanted, wanted
 from meet_server.ray_serve.replica import Gone
 from meet_server.run import is_loopback
@@ -86,9 +86,10 @@ class Relay:
             return
         began: Message | None = None
         try:
-            reads = scope["method"] in READING  # which may have shown no key, and need no body
-            body = b"" if reads else await read_body(scope, receive, self._max_body_bytes)
-            where = wanted(path_of(scope), Headers(scope=scope), body)
+            path, body = path_of(scope), b""
+            if brings_body(scope["method"], path):
+                body = await read_body(scope, receive, self._max_body_bytes)
+            where = wanted(path, Headers(scope=scope), body)
             async for message in self._answered(where, _plain(scope), body):
                 if message["type"] == "http.response.start":
                     began = message
