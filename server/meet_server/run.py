@@ -21,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from meet_server.errors import EngineDied, ServerError
-from meet_server.settings import ServingSettings, Settings
+from meet_server.settings import RequestLimits, ServingSettings, Settings
 
 if TYPE_CHECKING:
     import uvicorn
@@ -150,6 +150,10 @@ async def _serve(
 def _server(app: FastAPI, settings: ServingSettings, when_ready: Callable[[], None]) -> uvicorn.Server:
     import uvicorn
 
+    from meet_server.http.head import bounded_protocol
+
+    limits = settings.limits if isinstance(settings, Settings) else RequestLimits()
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -163,6 +167,7 @@ def _server(app: FastAPI, settings: ServingSettings, when_ready: Callable[[], No
     return Server(
         uvicorn.Config(
             app,
+            http=bounded_protocol(limits.max_header_bytes),
             lifespan="off",
             log_level="warning",
             access_log=False,

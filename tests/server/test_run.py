@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -109,6 +110,23 @@ def test_a_request_that_does_not_end_is_cut_off_after_the_grace() -> None:
     server = Process()
     with pytest.raises(httpx.HTTPError):
         httpx.get(f"{server.url}/slow", timeout=1)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end() == (0, "shut down\n")
+
+
+def test_a_head_without_an_end_is_cut_off() -> None:
+    """No key was asked for yet, so that anybody could fill the memory with headers."""
+    server = Process()
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx: ")
+        with suppress(OSError):  # it may have gone before all is sent
+            for _ in range(64):
+                connection.sendall(b"a" * (1 << 16))
+        with suppress(ConnectionResetError):
+            assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
+            assert b"HTTP/1.1" not in connection.recv(1000)
+    assert httpx.get(f"{server.url}/none").status_code == 404
     server.process.send_signal(signal.SIGTERM)
     assert server.end() == (0, "shut down\n")
 
