@@ -161,7 +161,7 @@ def compose(served: Served, args: Namespace, keyring: Keyring, settings: Setting
         app.user_middleware.insert(0, Middleware(RequestLog))  # outermost: what vLLM's own refuses has a line too
     wrap(
         app,
-        Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins)),
+        Middleware(KeyGate, keyring=keyring, origins=tuple(args.allowed_origins), host=settings.host),
         *traced(args),
         Middleware(RequestBounds, limits=settings.limits),
         Middleware(

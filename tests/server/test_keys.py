@@ -53,7 +53,7 @@ def ask(
     method: str, path: str, headers: dict[str, str], keys: Keyring = GUARDED, origins: tuple[str, ...] = ()
 ) -> httpx.Response:
     async def run() -> httpx.Response:
-        gate = KeyGate(Inner(), keyring=keys, origins=origins)
+        gate = KeyGate(Inner(), keyring=keys, origins=origins, host="meet.here.example")
         async with httpx.AsyncClient(transport=httpx.ASGITransport(gate), base_url="http://server") as client:
             return await client.request(method, path, headers=headers)
 
@@ -187,6 +187,36 @@ def test_where_no_key_is_set_pages_of_others_are_refused(origin: str | None, sta
     if status == 403:
         assert reply.json()["error"]["code"] == "origin_not_allowed"
     assert ask("POST", CHAT, {**headers, **bearer(USER)}).status_code == 200  # with keys it is CORS that decides
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("192.168.1.7:8000", 200),
+        ("workstation:8000", 200),
+        ("host.docker.internal:8000", 200),
+        ("meet.localhost", 200),
+        ("Page.Example", 200),
+        ("meet.here.example:8000", 200),
+        ("", 200),
+        ("evil.example:8000", 403),
+        ("EVIL.example.:8000", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("127.0.0.1:8000@evil.example", 403),
+        ("[evil.example", 403),
+    ],
+)
+def test_where_no_key_is_set_no_name_of_others_leads_here(host: str, status: int) -> None:
+    """A page may have its own name lead to the visitor's machine, and then reads without an origin."""
+    reply = ask("GET", "/v1/preferences", {"host": host}, keyring(), ("*", "https://page.example"))
+    assert reply.status_code == status
+    if status == 403:
+        assert reply.json()["error"]["code"] == "origin_not_allowed"
+    assert ask("GET", "/v1/preferences", {"host": host, **bearer(USER)}).status_code == 200
 
 
 def test_a_browsers_question_before_a_request_brings_no_key() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -20,17 +20,19 @@ from meet_server.errors import RequestError
 from meet_server.http.errors import error_response
 from meet_server.http.paths import GENERATING, OPEN, READING, is_admins, path_of
 
+_LOCAL = (".localhost", ".local", ".internal")  # not of the public DNS (RFC 6761, RFC 6762, ICANN)
 KEY = "meet_key"  # where the rest of the app finds the key, in the scope
 
 
 class KeyGate:
     """Lets a request pass that shows a key which may go where it goes."""
 
-    def __init__(self, app: ASGIApp, *, keyring: Keyring, origins: Container[str] = ()) -> None:
-        """`origins` are those of pages that may use a server on which no key is set."""
+    def __init__(self, app: ASGIApp, *, keyring: Keyring, origins: Collection[str] = (), host: str = "") -> None:
+        """`origins` are those of pages that may use a server on which no key is set, `host` is what it listens on."""
         self._app = app
         self._keyring = keyring
         self._origins = origins
+        self._hosts = {host.lower(), *map(_host_of, origins)} - {""}
         self._num_requests: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,6 +67,7 @@ class KeyGate:
         method, path = scope.get("method", "GET"), path_of(scope)
         if self._keyring.is_empty:
             self._check_origin(headers.get("origin"))
+            self._check_host(headers.get("host"))
             if is_admins(method, path):
                 raise RequestError("admin_key_required", "this needs an admin key, and none is set")
             return None
@@ -88,6 +91,16 @@ class KeyGate:
             "origin_not_allowed", "no key is set, so that pages of other machines are not served; set keys"
         )
 
+    def _check_host(self, host: str | None) -> None:
+        """A page's own name may be made to lead to this machine. What it only reads then comes without an origin."""
+        if not host or (name := _host_of(f"http://{host}")) in self._hosts or _is_nobodys(name):
+            return
+        raise RequestError(
+            "origin_not_allowed",
+            f"no key is set, so that this server is not known as {host[:100]!r}; set keys, or name it by "
+            "--allowed-origins",
+        )
+
 
 def _is_preflight(scope: Scope) -> bool:
     """Whether it is a browser's question if a page may ask. It never has a key, and vLLM's CORS answers it: in front of
@@ -104,11 +117,29 @@ def _presented(headers: Headers) -> str | None:
 
 
 def _is_local(origin: str) -> bool:
+    host = _host_of(origin)
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_nobodys(host: str) -> bool:
+    """Whether nobody can have a DNS server give it an address of his choice: an address itself, or a local name."""
+    return _is_address(host) or (host != "" and "." not in host) or host.endswith(_LOCAL)
+
+
+def _is_address(host: str) -> bool:
     try:
-        host = urlsplit(origin).hostname or ""
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(host)
     except ValueError:
         return False
+    return True
+
+
+def _host_of(origin: str) -> str:
+    """The host's name in an origin, "" where there is none."""
+    try:
+        return (urlsplit(origin).hostname or "").removesuffix(".")
+    except ValueError:
+        return ""
 
 
 async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -50,7 +50,7 @@ class Front:
             replicas.options(stream=True, method_name="answer"),
             max(settings.limits.max_body_bytes, settings.max_upload_bytes),
         )
-        self._app = KeyGate(RequestBounds(relay, limits=settings.limits), keyring=keyring)
+        self._app = KeyGate(RequestBounds(relay, limits=settings.limits), keyring=keyring, host=host)
 
     async def __call__(self, request: Request) -> Response:  # noqa: ARG002 - the response has it too
         """What Ray calls for a request over HTTP."""
