@@ -58,6 +58,9 @@ class LoadSettings(_Settings):
         default=None, ge=1, description="replies that the engine works on at a time; as many as its --max-num-seqs "
         "by default"
     )  # fmt: skip
+    max_replies: int = Field(
+        default=2048, ge=1, description="replies that one request may ask for, by n, prompts and preferences together"
+    )
     max_waiting: int = Field(
         default=256, ge=0, description="requests that wait for their turn; more get a 429 with Retry-After"
     )

@@ -258,12 +258,35 @@ def test_responses_in_the_background_are_refused(model: str | None) -> None:
         ("/generative_scoring", {"query": "a", "items": ["b", "c"]}, 2),
         ("/v1/systemone", {"questions": {"a": {}, "b": {}, "c": {}}}, 3),
         ("/v1/systemone", {"questions": 3}, 1),
+        ("/inference/v1/generate", {"token_ids": [1, 2], "sampling_params": {"n": 4}, "n": 2}, 4),
+        ("/inference/v1/generate", {"token_ids": [1, 2], "sampling_params": None}, 1),
     ],
 )
 def test_what_vllm_asks_the_engine_at_once_is_counted_in_the_queue(path: str, body: dict[str, Any], num: int) -> None:
     app = Wrapped()
     app.post(body, path)
     assert app.seen["running"] == num
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [], "n": 2049}),
+        (CHAT, {"messages": [], "n": 129, "preferences": ["concise"] * 16}),
+        (CHAT, {"model": "another", "messages": [], "n": 1e6}),
+        ("/v1/completions", {"prompt": ["a"] * 1025, "n": 2}),
+        ("/v1/completions", {"prompt": [[1]] * 2049}),
+        (f"{CHAT}/batch", {"messages": [[{}]] * 2049}),
+    ],
+)
+def test_one_request_has_the_engine_for_itself_no_longer_than_for_so_many_replies(
+    path: str, body: dict[str, Any]
+) -> None:
+    app = Wrapped()
+    reply = app.post(body, path)
+    assert (reply.status, reply.error["code"]) == (400, "too_many_replies")
+    assert app.inner.seen == []
+    assert app.queue.num_running == 0
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ STATUSES: dict[str, int] = {
     "unsupported_mix": 400,
     "unsupported_strength": 400,
     "invalid_body": 400,
+    "too_many_replies": 400,
     "invalid_api_key": 401,
     "admin_key_required": 403,
     "origin_not_allowed": 403,

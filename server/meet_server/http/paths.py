@@ -8,8 +8,8 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
 GENERATING = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 BATCH, SCORING, DECISIONS = f"{CHAT}/batch", "/generative_scoring", "/v1/systemone"
-INVOCATIONS = "/invocations"
-GENERATING_TOO = frozenset({BATCH, SCORING, DECISIONS, INVOCATIONS, "/inference/v1/generate", "/cohere/v2/chat"})
+INVOCATIONS, TOKENS = "/invocations", "/inference/v1/generate"
+GENERATING_TOO = frozenset({BATCH, SCORING, DECISIONS, INVOCATIONS, TOKENS, "/cohere/v2/chat"})
 """vLLM's other routes that end in the engine. A preference is applied there too; keys of some alone are not taken."""
 ASKING = GENERATING | GENERATING_TOO
 PREFERENCES = "/v1/preferences"
@@ -27,7 +27,7 @@ _USERS_EXACTLY = frozenset(
         "/tokenize",
         "/detokenize",
         INVOCATIONS,
-        "/inference/v1/generate",  # and not `abort_requests` beside it, which ends anybody's
+        TOKENS,  # and not `abort_requests` beside it, which ends anybody's
         "/pooling",
         "/classify",
         "/score",

@@ -33,6 +33,7 @@ from meet_server.http.paths import (
     MESSAGES,
     RESPONSES,
     SCORING,
+    TOKENS,
     path_of,
 )
 from meet_server.http.several_preferences import Entry, SeveralReplies, Together
@@ -258,6 +259,9 @@ def _bytes(request: dict[str, Any]) -> bytes:
 
 
 def _num_choices(path: str, request: dict[str, Any]) -> int:
+    if path == TOKENS:
+        params = request.get("sampling_params")
+        return several_preferences.num_choices({"n": params.get("n")} if isinstance(params, dict) else {})
     each = request.get(EACH_OF.get(path, ""))
     return len(each) if isinstance(each, list | dict) and each else several_preferences.num_choices(request)
 

@@ -21,6 +21,7 @@ class Turns:
 
     def __init__(self, queue: FairQueue, settings: LoadSettings) -> None:
         self._queue = queue
+        self._max_replies = settings.max_replies
         self._max_wait_s = settings.max_wait_s
         self._deadline_s = settings.deadline_s
 
@@ -31,13 +32,17 @@ class Turns:
 
         The body has been read, so that what `receive` gives next is the disconnect.
         """
+        if (num := asked[-1]) > self._max_replies:  # the engine would be its alone until the last of them
+            error = RequestError("too_many_replies", f"{num} replies are asked for; {self._max_replies} are allowed")
+            await error_response(error)(scope, receive, send)
+            return
         deadline = None if self._deadline_s is None else asyncio.get_running_loop().time() + self._deadline_s
         try:
             turn = self._queue.ask(*asked)
             if not turn.granted.done() and not await self._granted(turn, receive):
                 return
-        except NoTurn as error:
-            await error_response(_refusal(error))(scope, receive, send)
+        except NoTurn as refused:
+            await error_response(_refusal(refused))(scope, receive, send)
             return
         try:
             if deadline is None:
