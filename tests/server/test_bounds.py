@@ -89,7 +89,16 @@ def test_depth_and_not_number_is_what_counts() -> None:
     assert is_nested_deeper(b"[" * 400_000 + b"]" * 400_000, 400)
 
 
-@pytest.mark.parametrize("body", [b'{"temperature": NaN}', b"[-Infinity]", b'{"a": "NaN", "b": Infinity}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"temperature": NaN}',
+        b"[-Infinity]",
+        b'{"a": "NaN", "b": Infinity}',
+        '{"temperature": NaN}'.encode("utf-16-le"),
+        '{"temperature": NaN}'.encode("utf-32"),
+    ],
+)
 def test_numbers_that_json_does_not_have(body: bytes) -> None:
     seen = Exchange([body])
     assert (seen.outcome, seen.body) == ((400, "invalid_body"), None)

@@ -86,7 +86,7 @@ class _Constant(ValueError):
 
 def holds_no_number(body: bytes) -> bool:
     """Whether a JSON body holds NaN or Infinity, which Python's parser takes and JSON does not know."""
-    if b"NaN" not in body and b"Infinity" not in body:
+    if b"NaN" not in body and b"Infinity" not in body and b"\0" not in body:  # a null byte: it is UTF-16 or 32
         return False
     try:
         json.loads(body, parse_constant=_refuse)
