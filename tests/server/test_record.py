@@ -110,6 +110,21 @@ def test_the_same_name_twice() -> None:
         unpack(archive(("README.md", b"x"), ("README.md", b"y")), MAX)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e308", "-1e7"])
+@pytest.mark.parametrize("place", ["strength_range", "recommended"])
+def test_strengths_that_nothing_can_be_served_by(opened: Bundle, number: str, place: str) -> None:
+    """It would be committed, and be an error of ours for each request, and of the bundle's default at each start."""
+    files = files_of(opened, "concise")
+    record = json.loads(files[RECORD])
+    record["preference"][place] = [-1.0, float(number)] if place == "strength_range" else None
+    if place == "recommended":
+        del record["preference"][place]
+        record["preference"]["calibration"]["recommended"] = float(number)
+    with pytest.raises(RequestError, match=place) as caught:
+        check({**files, RECORD: json.dumps(record).encode()}, opened)
+    assert caught.value.code == "invalid_upload"
+
+
 def test_a_bomb_is_not_unpacked(opened: Bundle) -> None:
     import tracemalloc
 

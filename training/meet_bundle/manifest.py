@@ -25,6 +25,8 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 RESERVED_LABELS = frozenset({"none", "null"})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# NaN is in no range, and 1e308 has no hundredths: what is served by such a strength is an error for every request.
+Strength = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 
 
 def check_label(label: str) -> str:
@@ -103,7 +105,7 @@ class Calibration(_Part):
     attribute: str
     strengths: tuple[float, ...]
     medians: tuple[float, ...] = Field(description="median of the attribute at each strength")
-    recommended: float = Field(description="the strength that a request gets when it names none")
+    recommended: Strength = Field(description="the strength that a request gets when it names none")
 
 
 class Preference(_Part):
@@ -124,7 +126,7 @@ class Preference(_Part):
         default=None, ge=0, description="of a soft prompt: id of its first virtual token"
     )
     trained_examples: int = Field(ge=0)
-    strength_range: tuple[float, float] = (-1.0, 2.0)
+    strength_range: tuple[Strength, Strength] = (-1.0, 2.0)
     calibration: Calibration | None = None
     probe: Probe
 
