@@ -226,8 +226,8 @@ def test_a_browsers_question_before_a_request_brings_no_key() -> None:
     assert ask("POST", CHAT, asks).status_code == 401
 
 
-def test_websockets_are_guarded_too() -> None:
-    async def connect(headers: list[tuple[bytes, bytes]]) -> list[Any]:
+def test_websockets_are_guarded_too(tmp_path: Any) -> None:
+    async def connect(headers: list[tuple[bytes, bytes]], keys: Keyring = GUARDED) -> list[Any]:
         sent: list[Any] = []
 
         async def send(message: Any) -> None:
@@ -236,12 +236,15 @@ def test_websockets_are_guarded_too() -> None:
         async def receive() -> Any:
             return {"type": "websocket.connect"}
 
-        gate = KeyGate(Inner(), keyring=GUARDED)
+        gate = KeyGate(Inner(), keyring=keys)
         await gate({"type": "websocket", "path": "/v1/realtime", "headers": headers}, receive, send)
         return sent
 
     assert asyncio.run(connect([])) == [{"type": "websocket.close", "code": 1008, "reason": "invalid_api_key"}]
-    assert asyncio.run(connect([(b"x-api-key", USER.encode())]))[0]["type"] == "http.response.start"
+    shown = [(b"x-api-key", USER.encode())]
+    assert asyncio.run(connect(shown))[0]["type"] == "http.response.start"
+    # What is asked for there no one looks at.
+    assert asyncio.run(connect(shown, limited(tmp_path, preferences=["concise"])))[0]["reason"] == "route_not_allowed"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ class KeyGate:
         scope[KEY] = key  # not in a copy: whoever stands in front may know whose request it was, refused or not
         if key.role != "admin" and is_admins(method, path):
             raise RequestError("admin_key_required", "this needs an admin key; the one that was shown is a user's")
-        if key.preferences is not None and not (method in READING or path in GENERATING):
+        reads = scope["type"] == "http" and method in READING  # a socket (`/v1/realtime`) begins as a GET, and asks
+        if key.preferences is not None and not (reads or path in GENERATING):
             # Elsewhere vLLM itself takes adapters by the model's name, past what this key allows.
             raise RequestError("route_not_allowed", f"a key of some preferences alone cannot be used for {path[:100]}")
         return key
