@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from meet_cli.commands import chat
+from meet_cli.errors import one_line
 
 
 def test_one_reply_and_what_was_applied(meet: Callable[..., Any], server: Any) -> None:
@@ -26,6 +32,36 @@ def test_the_default_is_left_to_the_server(meet: Callable[..., Any], server: Any
     assert meet("chat", "--url", f"{server.url}/v1/", "Why?").err == "[none]\n"
     assert "preference" not in server.bodies[0]
     assert "x-meet-preference" not in server.headers[0]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_a_reply_does_nothing_to_a_terminal(monkeypatch: pytest.MonkeyPatch, kind: type[io.StringIO]) -> None:
+    pieces = ["rain\n\tfalls \x1b", "]0;owned\x07\x9b2J\r", "in Zürich \N{EARTH GLOBE EUROPE-AFRICA}"]
+
+    @contextmanager
+    def stream(messages: object, **options: object) -> Iterator[Any]:
+        class Stream(list[str]):
+            applied = "none"
+
+        yield Stream(pieces)
+
+    monkeypatch.setattr(sys, "stdout", out := kind())
+    reply = chat._ask(SimpleNamespace(stream=stream), [{"role": "user", "content": "Why?"}], {})  # type: ignore[arg-type]
+    assert reply == "".join(pieces)
+    if kind is Terminal:
+        shown = "rain\n\tfalls \\x1b]0;owned\\x07\\x9b2Jin Zürich \N{EARTH GLOBE EUROPE-AFRICA}\n"
+        assert out.getvalue() == shown
+    else:  # what is no terminal gets what was said
+        assert "\x07" in out.getvalue()
+
+
+def test_what_a_server_says_is_wrong_does_nothing_to_a_terminal() -> None:
+    assert one_line("no\n \x1b[2Jmodel") == "no \\x1b[2Jmodel"
 
 
 def test_message_can_be_piped(meet: Callable[..., Any], server: Any) -> None:

@@ -18,5 +18,13 @@ class CommandError(click.ClickException):
 
 
 def one_line(message: object) -> str:
-    """A message with its line breaks and runs of white space made single spaces."""
-    return " ".join(str(message).split())
+    """A message with its line breaks and runs of white space made single spaces, and nothing that a terminal obeys."""
+    return harmless(" ".join(str(message).split()))
+
+
+def harmless(text: str) -> str:
+    """A text of somebody else's for a terminal: of control characters only line breaks and tabs, others are spelled."""
+    return text.translate(_CONTROLS)
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"} | {13: ""}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meet_cli.errors import CommandError
+from meet_cli.errors import CommandError, harmless
 from meet_cli.server_errors import errors_of
 
 if TYPE_CHECKING:
@@ -101,7 +101,8 @@ def _ask(client: MeetClient, messages: list[dict[str, str]], options: dict[str, 
     with client.stream(messages, **options) as stream:
         for piece in stream:
             pieces.append(piece)
-            click.echo(piece, nl=False)
+            # A model may be talked into what renames a window, fills a clipboard or hides what it wrote.
+            click.echo(harmless(piece) if sys.stdout.isatty() else piece, nl=False)
     click.echo()
     applied = "this is no MEET server: nothing was applied" if stream.applied is None else stream.applied
     click.secho(f"[{applied}]", err=True, dim=True)
