@@ -125,6 +125,25 @@ def test_strengths_that_nothing_can_be_served_by(opened: Bundle, number: str, pl
     assert caught.value.code == "invalid_upload"
 
 
+def test_an_archive_of_many_names_is_not_read() -> None:
+    import tracemalloc
+
+    whole = archive(("README.md", b""))
+    begin, end = whole.index(b"PK\x01\x02"), whole.index(b"PK\x05\x06")
+    num = 60_000
+    closing = bytearray(whole[end:])
+    closing[8:12] = num.to_bytes(2, "little") * 2
+    closing[12:16] = (num * (end - begin)).to_bytes(4, "little")
+    many = whole[:begin] + whole[begin:end] * num + bytes(closing)
+    with zipfile.ZipFile(io.BytesIO(many)) as file:
+        assert len(file.infolist()) == num
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="more files than there may be"):
+        unpack(many, MAX)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
 def test_a_bomb_is_not_unpacked(opened: Bundle) -> None:
     import tracemalloc
 

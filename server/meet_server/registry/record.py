@@ -30,6 +30,9 @@ ALLOWED = frozenset(
     {RECORD, "adapter_config.json", "adapter_model.safetensors", "soft_prompt.safetensors", "README.md"}
 )
 _MAX_TEXT_BYTES = 4 << 20  # of everything but tensors
+# What an entry of an archive's directory begins with. `zipfile` reads all of them at once, each into ten times its
+# bytes. Five are what there may be; among random weights one stands by chance in 4 GB.
+_ENTRY, _MAX_ENTRIES = b"PK\x01\x02", 64
 # What `zipfile` and the decompressors raise for what was damaged on its way, or made to be.
 _UNREADABLE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, EOFError, OSError, ValueError
@@ -83,6 +86,8 @@ def unpack(data: bytes, max_bytes: int) -> Files:
     Sizes that the archive declares are checked first, and what is read is cut off at the same bound, so that neither
     a small archive of much nor a lie about it takes more memory than is allowed.
     """
+    if data.count(_ENTRY) > _MAX_ENTRIES:
+        raise _invalid("it lists more files than there may be")
     files: Files = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
