@@ -8,6 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, make_asgi_app
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Mount
+from starlette.testclient import TestClient
 
 from meet_server import app as composition
 from meet_server.access.keyring import Keyring
@@ -224,6 +230,20 @@ def test_a_browsers_question_before_a_request_brings_no_key() -> None:
     assert ask("OPTIONS", CHAT, asks).text == "nobody"
     assert ask("OPTIONS", CHAT, {"origin": "https://page.example"}).status_code == 401
     assert ask("POST", CHAT, asks).status_code == 401
+
+
+def test_what_cors_does_not_answer_needs_a_key() -> None:
+    """vLLM's `/metrics` asks for no method: they were shown for OPTIONS with one of a question's headers."""
+    metrics = Starlette(
+        routes=[Mount("/metrics", make_asgi_app(CollectorRegistry()))],
+        middleware=[Middleware(CORSMiddleware, allow_origins=["*"]), Middleware(KeyGate, keyring=GUARDED)],
+    )
+    with TestClient(metrics) as client:
+        question = {"access-control-request-method": "GET"}
+        assert client.options("/metrics/", headers=question).status_code == 401
+        answer = client.options("/metrics/", headers={**question, "origin": "https://page.example"})
+        assert (answer.status_code, answer.text) == (200, "OK")
+        assert client.options("/metrics/", headers=bearer(USER)).headers["content-type"].startswith("text/plain")
 
 
 def test_websockets_are_guarded_too(tmp_path: Any) -> None:

@@ -105,8 +105,9 @@ class KeyGate:
 
 def _is_preflight(scope: Scope) -> bool:
     """Whether it is a browser's question if a page may ask. It never has a key, and vLLM's CORS answers it: in front of
-    this, but under Ray in the replica."""
-    return scope.get("method") == "OPTIONS" and "access-control-request-method" in Headers(scope=scope)
+    this, but under Ray in the replica. Without an origin CORS would let it through, to what answers any method."""
+    headers = Headers(scope=scope)
+    return scope.get("method") == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
 
 
 def _presented(headers: Headers) -> str | None:
