@@ -69,11 +69,15 @@ class Server:
         import uvicorn
 
         from meet_server.app import create_app
+        from meet_server.http.head import bounded_protocol
 
         self.loop = asyncio.get_running_loop()
         self.app = create_app(self._settings)
         async with self.app.router.lifespan_context(self.app):
-            self._http = uvicorn.Server(uvicorn.Config(self.app, lifespan="off", log_level="error"))
+            protocol = bounded_protocol(self._settings.limits.max_header_bytes)
+            self._http = uvicorn.Server(
+                uvicorn.Config(self.app, http=protocol, lifespan="off", log_level="error")  # as `run` has it
+            )
             ready, parent = self._ready, self._http.startup
 
             async def startup(sockets: Any = None) -> None:
