@@ -67,6 +67,9 @@ class LoadSettings(_Settings):
     max_wait_s: float = Field(
         default=30, gt=0, description="seconds that a request waits at most; then it gets a 503 with Retry-After"
     )
+    max_stall_s: float = Field(
+        default=60, gt=0, description="seconds that a client may take nothing of its reply; then it is cut off"
+    )
     deadline_s: float | None = Field(
         default=None, gt=0, description="seconds that a request may take in all, its wait included; any by default"
     )

@@ -7,6 +7,8 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
+
 from meet_server.access.fair_queue import FairQueue
 from meet_server.http.turns import Turns
 from meet_server.settings import LoadSettings
@@ -19,6 +21,7 @@ class Exchange:
         self.sent: list[Any] = []
         self.free, self.left = asyncio.Event(), asyncio.Event()
         self.asked = False
+        self.stalls_after: int | None = None
         self._stream = stream
         self.task = asyncio.create_task(
             turns.answer(self._app, (key, "x", 1), {"type": "http"}, self._receive, self._send)
@@ -40,6 +43,8 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
+        if self.stalls_after is not None and len(self.sent) >= self.stalls_after:
+            await asyncio.Event().wait()
         self.sent.append(message)
 
     @property
@@ -145,6 +150,52 @@ def test_deadlines() -> None:
         assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
         assert (done, end, stream.sent[-1].get("more_body", False)) == (b"data: [DONE]", b"", False)
         assert quick.sent[0]["status"] == 200
+        assert queue.num_running == 0
+
+    run(test)
+
+
+def test_a_client_that_takes_nothing_of_its_reply_keeps_no_turn() -> None:
+    """Its connection stands, but the server's buffers are full, so that sending waits."""
+
+    async def test() -> None:
+        queue = FairQueue(4, 4)
+        for deadline_s in (None, 0.02):
+            turns = Turns(queue, LoadSettings(max_stall_s=0.08, deadline_s=deadline_s))
+            stalled = Exchange(turns, stream=True)
+            stalled.stalls_after = 2
+            stalled.free.set()
+            await asyncio.wait_for(stalled.task, 10)
+            assert [message["type"] for message in stalled.sent] == ["http.response.start", "http.response.body"]
+            assert queue.num_running == 0
+        slow = Exchange(Turns(queue, LoadSettings(max_stall_s=0.08)), stream=True)
+        await asyncio.sleep(0.3)  # that the engine takes its time is no matter of the client's
+        assert queue.num_running == 1
+        slow.free.set()
+        await slow.task
+        assert len(slow.sent) == 3
+
+    run(test)
+
+
+def test_errors_and_cancellations_of_the_app_pass_through() -> None:
+    async def test() -> None:
+        queue = FairQueue(4, 4)
+        turns = Turns(queue, LoadSettings())
+
+        async def fails(scope: Any, receive: Any, send: Any) -> None:
+            raise TimeoutError("its own")
+
+        async def never(scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.Event().wait()
+
+        with pytest.raises(TimeoutError, match="its own"):
+            await turns.answer(fails, ("a", "x", 1), {"type": "http"}, never, never)  # type: ignore[arg-type]
+        task = asyncio.create_task(turns.answer(never, ("a", "x", 1), {"type": "http"}, never, never))  # type: ignore[arg-type]
+        await settle()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
         assert queue.num_running == 0
 
     run(test)

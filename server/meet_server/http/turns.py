@@ -1,12 +1,13 @@
 """Requests to the engine take turns, and have a deadline. What cannot have a turn is told when to come again.
 
-A client that leaves while it waits leaves the queue. Knows neither preferences nor the engine: who asks, for what and
-for how much is said to it.
+A client that leaves while it waits leaves the queue, and one that does not take its reply loses it. Knows neither
+preferences nor the engine: who asks, for what and for how much is said to it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +24,7 @@ class Turns:
         self._queue = queue
         self._max_replies = settings.max_replies
         self._max_wait_s = settings.max_wait_s
+        self._max_stall_s = settings.max_stall_s
         self._deadline_s = settings.deadline_s
 
     async def answer(
@@ -45,10 +47,8 @@ class Turns:
             await error_response(_refusal(refused))(scope, receive, send)
             return
         try:
-            if deadline is None:
-                await app(scope, receive, send)
-            else:
-                await _until(deadline, app, scope, receive, send)
+            answering = app if deadline is None else partial(_until, deadline, app)
+            await _while_taken(self._max_stall_s, answering, scope, receive, send)
         finally:
             self._queue.give_back(turn)
 
@@ -74,6 +74,42 @@ class Turns:
 async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+async def _while_taken(max_stall_s: float, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """The app's answer, cut off where the client takes nothing of it for so long: it would keep its turn for ever.
+
+    Looks at a clock now and then, since a timer for each message would cost every stream.
+    """
+    loop = asyncio.get_running_loop()
+    since: float | None = None  # when the message was begun that is being sent
+    timer: asyncio.TimerHandle
+
+    async def noting(message: Message) -> None:
+        nonlocal since
+        since = loop.time()
+        try:
+            await send(message)
+        finally:
+            since = None
+
+    def look() -> None:
+        nonlocal timer
+        if since is not None and loop.time() - since >= max_stall_s:
+            cut.reschedule(loop.time())
+        else:
+            timer = loop.call_later(max_stall_s / 4, look)
+
+    try:
+        async with asyncio.timeout(None) as cut:
+            timer = loop.call_later(max_stall_s, look)
+            try:
+                await app(scope, receive, noting)
+            finally:
+                timer.cancel()
+    except TimeoutError:
+        if not cut.expired():
+            raise
 
 
 async def _until(deadline: float, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
