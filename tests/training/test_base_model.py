@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +22,9 @@ from meet_training.base_model import (
     is_same_base,
     resolve_base,
 )
+from meet_training.config import TrainConfig
 from meet_training.errors import TrainingError
+from meet_training.run import train
 
 
 @pytest.fixture
@@ -161,3 +167,24 @@ def test_the_real_model_is_fetched_and_speaks() -> None:
     reply = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
     assert "Paris" in tokenizer.decode(reply)
     assert model.num_parameters() == 134_515_008
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
+        {"quant_method": "mxfp4"},
+        {"quant_method": "gptq", "bits": 4, "group_size": 128},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    ],
+    ids=lambda said: str(said["quant_method"]),
+)
+def test_a_quantised_base_is_refused_before_anything_is_read(
+    make_config: Callable[..., TrainConfig], tiny_base: Path, tmp_path: Path, said: dict[str, Any]
+) -> None:
+    """Some ended in an error of another library's once all data was read; FP8 on CPUs in a bundle."""
+    base = shutil.copytree(tiny_base, tmp_path / "quantised")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
+    with pytest.raises(TrainingError, match=rf"base: .*quantised \({said['quant_method']}\).* in bfloat16"):
+        train(make_config(base=str(base)))

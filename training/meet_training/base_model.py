@@ -70,7 +70,8 @@ def resolve_base(source: str, *, on_step: Callable[[str], None] | None = None) -
 
 
 def check_causal_model(source: Path) -> PretrainedConfig:
-    """The configuration of a causal language model. Raises TrainingError where it is none, or is not found."""
+    """The configuration of a causal language model. Raises TrainingError where it is none, is not found, or has its
+    weights quantised: some of these load as if they were plain, and are spoilt by what is added to them."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -85,6 +86,12 @@ def check_causal_model(source: Path) -> PretrainedConfig:
     if not causal.intersection(architectures):
         said = ", ".join(architectures) or config.model_type
         raise TrainingError(f"base: {source} is no causal language model (its architecture is {said})")
+    if (packed := getattr(config, "quantization_config", None)) is not None:
+        method = packed.get("quant_method") if isinstance(packed, dict) else None
+        raise TrainingError(
+            f"base: the weights of {source} are quantised ({method or 'in some way'}), so that nothing can be tuned in "
+            f"them or added to them; take the same model in bfloat16"
+        )
     return config
 
 
