@@ -106,6 +106,25 @@ def test_tensors(bundle: Path, folder: Path, alter: Callable[[dict[str, Any]], A
     assert message in refusal(bundle, folder)
 
 
+def test_experts_are_adapted_all_or_none(bundle: Path, folder: Path) -> None:
+    """In a model's files they have the names of shared experts and dense layers beside them, which are adapted."""
+    controls = open_bundle(bundle).manifest.controls
+    assert isinstance(controls, LoraControls)
+    layer = "model.layers.1.mlp.experts.{}.down_proj"
+    shapes = model_shapes(bundle / "model") | {f"{layer.format(i)}.weight": (64, 32) for i in (0, 1)}
+    check_lora("concise", folder, controls, shapes)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    own = {f"base_model.model.{layer.format(i)}": torch.zeros(8, 32) for i in (0, 1)}
+    first, second = (
+        {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": torch.zeros(64, 8)} for name, a in own.items()
+    )
+    save_file(tensors | first | second, folder / "adapter_model.safetensors")
+    check_lora("concise", folder, controls, shapes)
+    save_file(tensors | first, folder / "adapter_model.safetensors")
+    with pytest.raises(ControlRefused, match=r"2 tensors are missing, the first is .*experts\.1\.down_proj"):
+        check_lora("concise", folder, controls, shapes)
+
+
 def test_model_without_safetensors(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"holds no \*\.safetensors"):
         model_shapes(tmp_path)

@@ -22,6 +22,9 @@ WEIGHTS = "adapter_model.safetensors"
 ALLOWED_FILES = frozenset({CONFIG, WEIGHTS, "README.md"})
 
 _PREFIX = "base_model.model."
+# Experts are matrices of their own in a model's files and one tensor in transformers, which a LoRA of its linear layers
+# leaves alone. Shared experts and the dense layers beside them have the same names and are linear layers.
+_EXPERTS = ".experts."
 _DTYPES = frozenset({"F32", "F16", "BF16"})
 # What PEFT can train and plain LoRA serving cannot apply: field -> the values that mean "not used".
 _UNUSED: dict[str, tuple[object, ...]] = {
@@ -173,6 +176,8 @@ def _check_tensors(
             raise ControlRefused(name, f"tensor {tensor} has shape {shape}; the model needs {wanted[tensor]}")
         if dtype not in _DTYPES:
             raise ControlRefused(name, f"tensor {tensor} is {dtype}; one of {', '.join(sorted(_DTYPES))} is needed")
+    if not any(_EXPERTS in tensor for tensor in found):
+        wanted = {tensor: shape for tensor, shape in wanted.items() if _EXPERTS not in tensor}
     if missing := sorted(wanted.keys() - found):
         raise ControlRefused(name, f"{len(missing)} tensors are missing, the first is {missing[0]}")
 
