@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from meet_training.controls.lora import ControlledLinear, LoraTuning, Routing, make_a, target_layers
+from meet_training.controls.lora import ControlledLinear, LoraTuning, Routing, make_a
 from meet_training.controls.model_lora import ModelLora
+from meet_training.controls.target_layers import target_layers
 from meet_training.controls_config import LoraConfig
 from meet_training.data.batches import Item
 from meet_training.data.render import Rendered
@@ -143,6 +144,70 @@ def test_a_model_without_linear_layers_is_refused() -> None:
         LoraTuning(own, ("a",), LoraConfig(), 0)
     with pytest.raises(TrainingError, match="GPT2LMHeadModel has no linear layer"):
         ModelLora(own, Stage2Config(model="lora"), 0)
+
+
+def test_routers_are_left_alone() -> None:
+    """Phi MoE's and Llama 4's are linear layers by descent and answer with scores and choices."""
+    from transformers import FalconConfig, FalconForCausalLM, PhimoeConfig, PhimoeForCausalLM
+
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"intermediate_size": 32, "num_key_value_heads": 2, "num_local_experts": 2}
+    own = PhimoeForCausalLM(PhimoeConfig(**sizes, **experts))
+    controls = LoraTuning(own, ("a",), LoraConfig(rank=2), 0)
+    assert controls.describe().target_modules == ("k_proj", "o_proj", "q_proj", "v_proj")
+    with controls.applied(rows(0)):
+        own(torch.tensor([[1, 2, 3]])).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in controls.parameters_of(0))
+    assert len(target_layers(FalconForCausalLM(FalconConfig(**sizes)), "all-linear")) == 4
+
+
+def test_what_an_engine_does_not_apply_while_it_decodes_is_left_alone() -> None:
+    """vLLM multiplies `kv_b_proj` of latent attention into the layers around it."""
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    sizes = {
+        "vocab_size": 16,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "n_routed_experts": 4,
+    }
+    sizes |= {
+        "num_key_value_heads": 2,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 4,
+    }
+    more = {"v_head_dim": 8, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0}
+    own = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes, **more, num_experts_per_tok=2))
+    controls = LoraTuning(own, ("a", "b"), LoraConfig(rank=2), 0)
+    assert {"kv_a_proj_with_mqa", "down_proj"} < set(controls.describe().target_modules)
+    assert "kv_b_proj" not in controls.describe().target_modules
+    with controls.applied(rows(1, -1, 0)):
+        own(torch.randint(16, (3, 5))).logits.sum().backward()
+
+
+@pytest.mark.parametrize("share_a", [True, False])
+def test_each_row_gets_its_own_control_where_a_block_lays_rows_end_to_end(share_a: bool) -> None:
+    """As those with experts do before their shared one: Qwen 2 MoE, DeepSeek 3, Llama 4."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 16, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16, "num_experts": 4}
+    own = Qwen2MoeForCausalLM(Qwen2MoeConfig(**sizes, **experts, num_key_value_heads=2)).eval()
+    controls = LoraTuning(own, ("a", "b"), LoraConfig(rank=2, share_a=share_a), 0)
+    assert "shared_expert_gate" in controls.describe().target_modules
+    randomise(controls)
+    ids = torch.randint(16, (3, 5))
+    alone = []
+    for row, control in zip(ids, (1, -1, 0), strict=True):
+        with controls.applied(rows(control)):
+            alone.append(own(row[None]).logits[0])
+    for token_controls in (rows(1, -1, 0), rows(1, -1, 0).expand(-1, 5)):
+        with controls.applied(token_controls):
+            torch.testing.assert_close(own(ids).logits, torch.stack(alone))
 
 
 def test_exported_controls_are_what_peft_reads(model: Any, tiny_base: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from meet_bundle import LoraControls
+from meet_training.controls.target_layers import target_layers
 from meet_training.controls_config import LoraConfig
 from meet_training.errors import TrainingError
 
@@ -96,7 +97,8 @@ class ControlledLinear(nn.Module):
         return a
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, I) -> (B, T, O). One product with A and one with the B's present, however many rows."""
+        """x (B, T, I) or (B T, I) -> the same of O. One product with A and one with the B's present, however many
+        rows."""
         y: Tensor = self.base(x)
         present = self.routing.present
         if not present:
@@ -119,7 +121,7 @@ class ControlledLinear(nn.Module):
             h = nn.functional.linear(x, a.to(x.dtype))
             h = h.view(*h.shape[:-1], len(routing.present), -1)  # (B, T, K', r)
         if routing.mask is not None:
-            h = h * routing.mask.to(h.dtype)  # (B, T, K', r)
+            h = h * _laid_out_as(x, routing.mask).to(h.dtype)  # (B, T, K', r)
         h = h.flatten(-2)
         if self.group:
             routing.inner[self.group] = (x, h)
@@ -259,29 +261,11 @@ class LoraTuning:
         )
 
 
-def target_layers(model: nn.Module, wanted: tuple[str, ...] | str) -> dict[str, nn.Linear]:
-    """The linear layers to adapt by path: all but the output layer, or those whose last name is wanted.
-
-    Raises TrainingError where there are none, or, naming what the model has, where a wanted name is in none.
-    """
-    output = model.get_output_embeddings()  # type: ignore[operator]
-    linear = {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not output
-    }
-    names = {path.rpartition(".")[2] for path in linear}
-    if not linear:
-        raise TrainingError(
-            f"base: {type(model).__name__} has no linear layer that a LoRA could adapt; take controls.kind: "
-            f"soft_prompt and stage2.model: whole"
-        )
-    if wanted == "all-linear":
-        return linear
-    if unknown := sorted(set(wanted) - names):
-        raise TrainingError(
-            f"controls.target_modules: the model has no linear layer {', '.join(unknown)}; it has "
-            f"{', '.join(sorted(names))}"
-        )
-    return {path: module for path, module in linear.items() if path.rpartition(".")[2] in wanted}
+def _laid_out_as(x: Tensor, mask: Tensor) -> Tensor:
+    """The mask, (B, T | 1, K', 1), for x (B, T, I); for x (B T, I), as blocks with experts lay it, (B T, K', 1)."""
+    if x.dim() > 2:
+        return mask
+    return mask.expand(-1, len(x) // len(mask), -1, -1).flatten(0, 1)
 
 
 def make_a(path: str, rank: int, num_inputs: int, seed: int | str) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from meet_training.controls.lora import target_layers
+from meet_training.controls.target_layers import target_layers
 from meet_training.stages_config import Stage2Config
 
 _NAME = "model"

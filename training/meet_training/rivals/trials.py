@@ -20,7 +20,7 @@ from torch import nn
 from meet_bundle.leftovers import claimed
 from meet_training.callbacks import Callback
 from meet_training.controls.control import ControlSet
-from meet_training.controls.lora import target_layers
+from meet_training.controls.target_layers import target_layers
 from meet_training.data.records import RecordFile
 from meet_training.evaluation.log_odds import Score
 from meet_training.evaluation.replies import Reply
