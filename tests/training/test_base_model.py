@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config, Gemma3ForConditionalGeneration
 
 from meet_bundle import BaseModelSource
 from meet_training import base_model
@@ -20,6 +23,7 @@ from meet_training.base_model import (
     check_causal_model,
     describe_base,
     is_same_base,
+    load_causal,
     resolve_base,
 )
 from meet_training.config import TrainConfig
@@ -188,3 +192,45 @@ def test_a_quantised_base_is_refused_before_anything_is_read(
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": said}))
     with pytest.raises(TrainingError, match=rf"base: .*quantised \({said['quant_method']}\).* in bfloat16"):
         train(make_config(base=str(base)))
+
+
+@pytest.fixture(scope="module")
+def reads_images(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Gemma 3 as those from 4B on are: an encoder of images beside the language model."""
+    folder = tmp_path_factory.mktemp("reads-images") / "base"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    own: dict[str, Any] = {"vocab_size": len(tokenizer), "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 16}
+    own |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    images = {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=sizes | own, vision_config=sizes | images, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "soft_prompt"])
+def test_of_a_base_that_reads_images_too_the_part_that_reads_text_is_trained_and_written(
+    make_config: Callable[..., TrainConfig], reads_images: Path, kind: str
+) -> None:
+    bundle = train(make_config(base=str(reads_images), controls={"kind": kind}, stage2={"epochs": 0}))
+    assert json.loads((bundle.model_path / "config.json").read_text())["architectures"] == ["Gemma3ForCausalLM"]
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    base, found = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (reads_images, bundle.model_path))
+    num = base.config.get_text_config().vocab_size
+    with torch.no_grad():
+        torch.testing.assert_close(found(ids).logits[..., :num], base(ids).logits)
+    if kind == "lora":  # every layer that is adapted is one of the model's files, by the same name
+        names = {name.removesuffix(".weight") for name in load_file(bundle.model_path / "model.safetensors")}
+        adapted = load_file(bundle.control_path("short") / "adapter_model.safetensors")
+        assert {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in adapted} < names
+        assert len(adapted) == 2 * 2 * 7
+
+
+def test_a_part_that_reads_text_and_is_no_model_of_its_own_is_refused(
+    reads_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gemma3ForConditionalGeneration, "get_decoder", lambda model: model.model.vision_tower)
+    with pytest.raises(TrainingError, match=r"base: the part of .* that reads text .* is no causal language model by"):
+        load_causal(reads_images, torch.float32)

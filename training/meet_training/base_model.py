@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from meet_bundle import BaseModelSource
 from meet_bundle.digests import entries_of, file_digest, listing_digest
@@ -25,7 +25,7 @@ from meet_training.errors import TrainingError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,39 @@ def check_causal_model(source: Path) -> PretrainedConfig:
             f"them or added to them; take the same model in bfloat16"
         )
     return config
+
+
+def load_causal(source: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """A causal language model from its files; of one that reads more than text, the part that reads text.
+
+    Raises TrainingError where that part is no model of its own.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    return model if model.config.get_text_config() is model.config else _text_part(source, model)
+
+
+def _text_part(source: Path, model: Any) -> PreTrainedModel:
+    """The causal language model inside one that reads images too (Gemma 3), with that one's own layers: its encoder of
+    images learns nothing from text, and engines know adapters of it by other names, or not at all."""
+    import torch
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(decoder.config), None)
+    with torch.device("meta"):  # nothing of it is kept but its shape
+        text: Any = None if kind is None else kind(decoder.config)
+    if text is None or type(text.get_decoder()) is not type(decoder):
+        part = type(decoder).__name__
+        raise TrainingError(
+            f"base: the part of {source} that reads text ({part}) is no causal language model by itself"
+        )
+    setattr(text, text.base_model_prefix, decoder)
+    text.set_output_embeddings(head)
+    text.config.tie_word_embeddings = head.weight is decoder.get_input_embeddings().weight
+    text.generation_config = model.generation_config
+    return cast("PreTrainedModel", text)
 
 
 def _flat(names: Any) -> list[str]:

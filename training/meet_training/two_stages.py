@@ -17,6 +17,7 @@ from meet_training.base_model import (
     describe_base,
     digest_beside_weights,
     end_ids,
+    load_causal,
     own_dtype,
 )
 from meet_training.callbacks import Callback
@@ -243,10 +244,8 @@ class Run:
 
     def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The base, anew from its files."""
-        from transformers import AutoModelForCausalLM
-
         options = {"attn_implementation": self.config.speed.attention} if self.config.speed.attention else {}
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, **options)
+        model = load_causal(self.folder, dtype, **options)
         if not self.sharded:  # then each device gets its part, when the parts are known
             model = model.to(self.machine.device)
         model.train()

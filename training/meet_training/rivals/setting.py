@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meet_training.base_model import check_causal_model, describe_base, end_ids, resolve_base
+from meet_training.base_model import check_causal_model, describe_base, end_ids, load_causal, resolve_base
 from meet_training.data.attributes import ATTRIBUTES, Attribute
 from meet_training.data.example import Example
 from meet_training.data.render import check_tokenizer, render
@@ -93,9 +93,7 @@ class Setting:
 
     def load_base(self) -> PreTrainedModel:
         """The base, anew from its files, in the arithmetic that is measured in."""
-        from transformers import AutoModelForCausalLM
-
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype).to(self.device)
+        return load_causal(self.folder, self.dtype).to(self.device)
 
     @cached_property
     def judge(self) -> Judge:
