@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
@@ -234,3 +235,28 @@ def test_a_part_that_reads_text_and_is_no_model_of_its_own_is_refused(
     monkeypatch.setattr(Gemma3ForConditionalGeneration, "get_decoder", lambda model: model.model.vision_tower)
     with pytest.raises(TrainingError, match=r"base: the part of .* that reads text .* is no causal language model by"):
         load_causal(reads_images, torch.float32)
+
+
+def test_mistrals_own_tokenizer_does_not_stand_in_for_that_with_a_chat_template(
+    make_config: Callable[..., TrainConfig], tiny_base: Path, tmp_path: Path
+) -> None:
+    """Transformers prefers it where mistral-common is installed and a base has a tekken.json (Nemo, Ministral)."""
+    pytest.importorskip("mistral_common")
+    base = shutil.copytree(tiny_base, tmp_path / "mistral")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(
+        json.dumps(config | {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None})
+    )
+    pieces = [{"rank": i, "token_bytes": base64.b64encode(bytes([i])).decode(), "token_str": None} for i in range(256)]
+    control = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]"]
+    control += ["[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]"]
+    control += ["[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"]
+    special = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(control)]
+    sizes = {"num_vocab_tokens": 256, "default_vocab_size": 1256, "default_num_special_tokens": 1000}
+    tekken = {"config": sizes | {"pattern": r"\s+|\S+", "version": "v7"}, "vocab": pieces, "special_tokens": special}
+    (base / "tekken.json").write_text(json.dumps(tekken))
+    assert not AutoTokenizer.from_pretrained(base).chat_template
+    bundle = train(make_config(base=str(base), stage2={"epochs": 0}))
+    kept = AutoTokenizer.from_pretrained(bundle.model_path)
+    assert kept.chat_template == AutoTokenizer.from_pretrained(tiny_base).chat_template
+    assert kept("rain")["input_ids"] == AutoTokenizer.from_pretrained(tiny_base)("rain")["input_ids"]

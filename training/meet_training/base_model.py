@@ -95,6 +95,18 @@ def check_causal_model(source: Path) -> PretrainedConfig:
     return config
 
 
+def load_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    """A base's tokenizer, with the chat template that is kept beside it. Raises OSError and ValueError."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    if type(tokenizer).__name__ == "MistralCommonBackend":
+        # Where mistral-common is installed, as with vLLM, it is what a base with a tekken.json gets. It knows no chat
+        # templates, and an engine has the bundle's tokenizer.json.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+    return tokenizer
+
+
 def load_causal(source: Path, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
     """A causal language model from its files; of one that reads more than text, the part that reads text.
 

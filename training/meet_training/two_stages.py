@@ -18,6 +18,7 @@ from meet_training.base_model import (
     digest_beside_weights,
     end_ids,
     load_causal,
+    load_tokenizer,
     own_dtype,
 )
 from meet_training.callbacks import Callback
@@ -57,8 +58,6 @@ class Run:
         callbacks: Callback | None = None,
         machine: Machine | None = None,
     ) -> None:
-        from transformers import AutoTokenizer
-
         self.config = config.resolved()
         self.folder = folder
         self.machine = machine or Machine.join(config.device)
@@ -66,7 +65,7 @@ class Run:
         self.dtype = choose_dtype(config.precision, self.machine.device)
         model_config = check_causal_model(folder)
         self.own_dtype = own_dtype(model_config)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
         check_tokenizer(self.tokenizer, config.base)
         self.end_ids = end_ids(folder, self.tokenizer)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from meet_training.base_model import end_ids
+from meet_training.base_model import end_ids, load_tokenizer
 from meet_training.data.example import Example, Message
 from meet_training.data.render import check_tokenizer, render
 from meet_training.errors import TrainingError
@@ -94,10 +94,8 @@ class Tokens:
 
 def tokens_of(folder: Path, source: str) -> Tokens:
     """Measures by the tokenizer of a model. Raises TrainingError where there is none with a chat template."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"base: the tokenizer of {source!r} cannot be loaded: {reason}") from None

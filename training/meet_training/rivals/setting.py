@@ -9,7 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from meet_training.base_model import check_causal_model, describe_base, end_ids, load_causal, resolve_base
+from meet_training.base_model import (
+    check_causal_model,
+    describe_base,
+    end_ids,
+    load_causal,
+    load_tokenizer,
+    resolve_base,
+)
 from meet_training.data.attributes import ATTRIBUTES, Attribute
 from meet_training.data.example import Example
 from meet_training.data.render import check_tokenizer, render
@@ -35,13 +42,11 @@ class Setting:
     """One comparison's base and data. Raises TrainingError where they cannot be used."""
 
     def __init__(self, config: CompareConfig, on_step: Callable[[str], None] | None = None) -> None:
-        from transformers import AutoTokenizer
-
         self.config = config
         self._on_step = on_step
         self.folder: Path = resolve_base(config.base, on_step=on_step)
         check_causal_model(self.folder)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.folder)
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(self.folder)
         check_tokenizer(self.tokenizer, config.base)
         self.device = choose_device(config.device)
         self.dtype = choose_dtype(config.precision, self.device)
