@@ -19,8 +19,11 @@ from meet_training.config import TrainConfig
 from meet_training.data.forms import load_examples
 from meet_training.errors import TrainingError
 from meet_training.run import train
-from meet_training.stages.machine import choose_device, choose_dtype, cpu_is_fast_at_bf16
-from meet_training.stages.optimise import Curve, TrainProgress, rate
+from meet_training.stages.checkpoint import CheckpointFolder
+from meet_training.stages.machine import Machine, choose_device, choose_dtype, cpu_is_fast_at_bf16
+from meet_training.stages.optimise import Curve, ParameterGroup, TrainProgress, rate
+from meet_training.stages.resumable import StageParts
+from meet_training.stages.tune_model import model_groups
 from meet_training.two_stages import Run
 
 
@@ -192,6 +195,47 @@ def test_a_killed_run_goes_on_and_ends_as_if_never_killed(
     ours, theirs = (json.loads((b.path / "report/training.json").read_text()) for b in (resumed, undisturbed))
     assert ours["losses"] == theirs["losses"]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_checkpoint_is_mapped_not_read_into_memory(tmp_path: Path) -> None:
+    """Every process takes one up, and its states of a whole model are three times the weights."""
+    checkpoints = CheckpointFolder(tmp_path / "bundle", "key", 0)
+    checkpoints.save({"weights": torch.arange(1 << 20)})
+    saved = checkpoints.load()
+    assert saved is not None
+    assert "checkpoint.pt" in Path("/proc/self/maps").read_text()
+    saved["weights"] += 1  # as an optimiser on a CPU does with its moments
+    again = checkpoints.load()
+    assert again is not None
+    assert torch.equal(again["weights"] + 1, saved["weights"])
+
+
+def test_a_sharded_model_is_put_together_without_moments_and_in_the_main_process_alone(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_run(make_config())
+    model = run.load_model(torch.float32)
+    controls = run.attach(model)
+    schedule = run.schedule("stage2", run.config.stage2)
+    groups = model_groups(model, None, controls, schedule, run.config.stage2)
+    parts = StageParts(model, controls, schedule, groups, tuned=model)
+    loaded = []
+    load = run.load_model
+
+    def counted(dtype: torch.dtype) -> Any:
+        loaded.append(dtype)
+        return load(dtype)
+
+    monkeypatch.setattr(run, "load_model", counted)
+    monkeypatch.setattr(
+        ParameterGroup, "state", lambda group: pytest.fail(f"gathered the moments of {group.config.name}")
+    )
+    monkeypatch.setattr(run, "machine", Machine(torch.device("cpu"), rank=1))
+    assert run._put_together(parts, by_lora=False) is None
+    assert not loaded
+    monkeypatch.setattr(run, "machine", Machine(torch.device("cpu")))
+    assert run._put_together(parts, by_lora=False) is not None
+    assert len(loaded) == 1
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "bundle"])

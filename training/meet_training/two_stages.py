@@ -98,7 +98,8 @@ class Run:
     def both_stages(self) -> Trained:
         """Both stages, and what they leave behind for the bundle."""
         model, controls = self.tune()
-        controls.detach(model)
+        if self.machine.is_main:  # of a sharded model the others have their parts alone
+            controls.detach(model)
         return Trained(
             model=model,
             tokenizer=self.tokenizer,
@@ -208,7 +209,10 @@ class Run:
             parts = StageParts(model, controls, schedule, groups, learning, model_lora or model)
             self._run("stage2", parts, stage, saved)
             if self.sharded:
-                model, controls, model_lora = self._put_together(parts, model_lora is not None)
+                put_together = self._put_together(parts, model_lora is not None)
+                if put_together is None:
+                    return model, controls
+                model, controls, model_lora = put_together
             if model_lora is not None:
                 model_lora.merge(model)
             if stage.centre:
@@ -231,14 +235,18 @@ class Run:
             kept = [parameter for k in range(len(names)) for parameter in controls.parameters_of(k)] if controls else []
             shard(model, [*kept, *(lora.parameters() if lora else [])], self.machine)
 
-    def _put_together(self, parts: StageParts, by_lora: bool) -> tuple[PreTrainedModel, ControlSet, ModelLora | None]:
-        """What a stage made of a sharded model, as one that is not, in main memory; the main process alone has it."""
-        state = parts.state(keep=self.machine.is_main)
+    def _put_together(
+        self, parts: StageParts, by_lora: bool
+    ) -> tuple[PreTrainedModel, ControlSet, ModelLora | None] | None:
+        """What a stage made of a sharded model, as one that is not, in main memory; the main process alone has it, the
+        others None."""
+        state = parts.state(keep=self.machine.is_main, optimisers=False)
+        if not self.machine.is_main:
+            return None
         model = self.load_model(self._stage2_dtype)
         controls = self.attach(model)
         lora = ModelLora(model, self.config.stage2, self.config.seed) if by_lora else None
-        if self.machine.is_main:
-            StageParts(model, controls, parts.schedule, [], tuned=lora or model).load_state({**state, "groups": []})
+        StageParts(model, controls, parts.schedule, [], tuned=lora or model).load_state(state)
         return model, controls, lora
 
     def load_model(self, dtype: torch.dtype) -> PreTrainedModel:
