@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from meet_training.config import TrainConfig
 from meet_training.controls.lora import LoraTuning
 from meet_training.controls_config import LoraConfig
 from meet_training.data.batches import Item, passes
+from meet_training.data.forms import load_examples
 from meet_training.data.render import Rendered
 from meet_training.stages.layout import Batch, lay_out
 from meet_training.stages.machine import Machine
@@ -21,6 +24,7 @@ from meet_training.stages.objective import Objective, StepSizes
 from meet_training.stages.optimise import LoopConfig, backward
 from meet_training.stages.reference import reference_logprobs
 from meet_training.stages.reply_nll import reply_nll
+from meet_training.two_stages import Run
 
 CPU = torch.device("cpu")
 ITEMS = [
@@ -85,7 +89,7 @@ def test_the_preference_objective_is_dpo_with_the_winner_first() -> None:
 
 def test_the_reference_is_the_log_probability_under_the_base(model: Any) -> None:
     pairs = [Rendered((5, 6), (8, 9), rejected_ids=(7,)), Rendered((5,), (6, 7, 8), rejected_ids=(9, 9))]
-    reference = reference_logprobs(model, pairs, 8, pad_id=0, device=CPU)
+    reference = reference_logprobs(model, pairs, 8, pad_id=0, machine=Machine(CPU))
     for pair in pairs:
         for reply, found in zip((pair.reply_ids, pair.rejected_ids or ()), reference[pair], strict=True):
             logits = model(torch.tensor([[*pair.prompt_ids, *reply]])).logits[0].detach()
@@ -94,14 +98,47 @@ def test_the_reference_is_the_log_probability_under_the_base(model: Any) -> None
             assert found == pytest.approx(sum(float(logprobs[start + i - 1, t]) for i, t in enumerate(reply)), abs=1e-4)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_processes_share_the_passes_of_the_reference(
+    model: Any, monkeypatch: pytest.MonkeyPatch, sharded: bool
+) -> None:
+    """Of a sharded model each goes over it equally often, and what that adds does not count."""
+    pairs = [Rendered((5, n), (8, 9), rejected_ids=(7,)) for n in range(5, 14)]
+    whole = reference_logprobs(model, pairs, 8, pad_id=0, machine=Machine(CPU))
+    monkeypatch.setattr(Machine, "add", lambda machine, tensor: None)
+    nums: list[int] = []
+    model.register_forward_pre_hook(lambda *_: nums.__setitem__(-1, nums[-1] + 1))
+    parts = []
+    for rank in (0, 1):
+        nums.append(0)
+        machine = Machine(CPU, rank=rank, num_processes=2)
+        parts.append(reference_logprobs(model, pairs, 8, pad_id=0, machine=machine, sharded=sharded))
+    assert nums == ([5, 5] if sharded else [5, 4])
+    for pair in pairs:
+        (own,) = (part[pair] for part in parts if part[pair] != (0, 0))
+        assert own == whole[pair]
+
+
+def test_a_run_that_goes_on_finds_the_reference_kept(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(objective={"kind": "preference"})
+    first, second = (Run(config, Path(config.base), load_examples(config)) for _ in range(2))
+    first.ask_the_base()
+    monkeypatch.setattr(second, "load_model", lambda _: pytest.fail("the base was loaded again"))
+    second.ask_the_base()
+    assert first.objective.reference
+    assert second.objective == first.objective
+
+
 def test_the_reference_of_a_base_with_dropout_is_what_it_says_without(tiny_base: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32, attention_dropout=0.5)
     pairs = [Rendered((5, 6, 7), (8, 9), rejected_ids=(10,))]
-    expected = reference_logprobs(model.eval(), pairs, 64, pad_id=0, device=CPU)
+    expected = reference_logprobs(model.eval(), pairs, 64, pad_id=0, machine=Machine(CPU))
     model.train()
-    assert reference_logprobs(model, pairs, 64, pad_id=0, device=CPU) == expected
+    assert reference_logprobs(model, pairs, 64, pad_id=0, machine=Machine(CPU)) == expected
     assert all(module.training for module in model.modules())
 
 
@@ -109,7 +146,7 @@ def test_at_the_base_itself_the_preference_loss_is_ln_2_and_it_prefers_the_winne
     controls = random_controls(model)
     pair = Rendered((5, 6), (8, 9), rejected_ids=(7, 4))
     items = [Item(0, pair)]
-    reference = reference_logprobs(model, [pair], 64, pad_id=0, device=CPU)
+    reference = reference_logprobs(model, [pair], 64, pad_id=0, machine=Machine(CPU))
     for k in (0, 1):
         for parameter in controls.parameters_of(k):
             torch.nn.init.zeros_(parameter)

@@ -34,7 +34,12 @@ from meet_training.stages.checkpoint import CheckpointFolder, run_key
 from meet_training.stages.loop_settings import loop_settings
 from meet_training.stages.machine import Machine, choose_dtype
 from meet_training.stages.objective import Objective
-from meet_training.stages.reference import preference_objective
+from meet_training.stages.reference import (
+    keep_reference,
+    kept_reference,
+    preference_objective,
+    reference_logprobs,
+)
 from meet_training.stages.resumable import Record, StageParts, run_stage
 from meet_training.stages.sharding import shard
 from meet_training.stages.tune_controls import control_groups, freeze_all_but_controls, known
@@ -140,9 +145,13 @@ class Run:
 
     def ask_the_base(self) -> None:
         """What the base itself says, where a stage needs it: replies of its own, and how likely it finds pairs."""
+        pairs = [r for group in self.rendered.values() for r in group if r.rejected_ids is not None]
         wants_pairs = self.config.objective.kind == "preference"
         wants_replies = bool(self._num_uncontrolled) and not self.uncontrolled
-        if not wants_replies and not wants_pairs:
+        kept_in = self.checkpoints.file("reference.json") if wants_pairs else None
+        if kept_in is not None and (kept := kept_reference(kept_in, pairs, self.machine)) is not None:
+            self.objective, kept_in = preference_objective(self.config, kept), None
+        if not wants_replies and kept_in is None:
             return
         model = self.load_model(self.dtype)
         model.requires_grad_(False)
@@ -160,14 +169,24 @@ class Run:
                     pad_id=self.pad_id,
                     file=self.checkpoints.file("base_replies.json"),
                 )
-        if wants_pairs:
-            paired = {label: [r for r in group if r.rejected_ids is not None] for label, group in self.rendered.items()}
-            nums = ", ".join(f"{label} {len(group)} of {len(self.rendered[label])}" for label, group in paired.items())
-            self.callbacks.on_phase(f"log-probabilities under the base of all pairs; examples with a pair: {nums}")
-            pairs = [r for group in paired.values() for r in group]
-            self.objective = preference_objective(
-                self.config, model, pairs, pad_id=self.pad_id, device=self.machine.device
+        if kept_in is not None:
+            self._tell_of_pairs()
+            reference = reference_logprobs(
+                model,
+                pairs,
+                self.config.tokens_per_pass,
+                pad_id=self.pad_id,
+                machine=self.machine,
+                sharded=self.sharded,
             )
+            if self.machine.is_main:
+                keep_reference(kept_in, reference)
+            self.objective = preference_objective(self.config, reference)
+
+    def _tell_of_pairs(self) -> None:
+        paired = {label: sum(r.rejected_ids is not None for r in group) for label, group in self.rendered.items()}
+        nums = ", ".join(f"{label} {num} of {len(self.rendered[label])}" for label, num in paired.items())
+        self.callbacks.on_phase(f"log-probabilities under the base of all pairs; examples with a pair: {nums}")
 
     def stage1(self, saved: dict[str, Any] | None = None) -> dict[str, Any]:
         """Tunes the controls on the frozen model; returns their state."""
