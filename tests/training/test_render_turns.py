@@ -102,6 +102,16 @@ def test_a_single_turn_needs_no_mask(tokenizer: Any) -> None:
     assert render(Example(user, "2", "a", supervise="all"), tokenizer) == render(Example(user, "2", "a"), tokenizer)
 
 
+def test_ids_of_all_examples_are_the_same_objects(tokenizer: Any) -> None:
+    """Of a hundred thousand rows they would be gigabytes in every process. Python keeps one of each up to 256 alone."""
+    tokenizer.add_tokens(["rainbow"])
+    example = Example(({"role": "user", "content": "rainbow"},), "rainbow", "long")
+    first, second = (render(example, tokenizer).ids for _ in range(2))
+    large = [(a, b) for a, b in zip(first, second, strict=True) if a > 256]
+    assert len(large) == 2
+    assert all(a is b for a, b in large)
+
+
 def test_a_template_that_renders_earlier_turns_differently_is_refused_for_all_turns_only(tokenizer: Any) -> None:
     tokenizer.chat_template = REASONING_STRIPPED
     thought = (*CHAT[:2], {"role": "assistant", "content": "hm!2"}, CHAT[3])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from meet_training.data.example import Example, Message
@@ -181,7 +182,7 @@ class _Template:
         return self._ids(self._text(conversation, generate=True))
 
     def _ids(self, text: str) -> Ids:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return tuple(map(_one_of_each, self.tokenizer(text, add_special_tokens=False)["input_ids"]))
 
     def _encoded(self, prompt: str, answer: str) -> tuple[Ids, Ids]:
         """Ids of both, with the end of sequence where the template puts nothing that ends the reply.
@@ -210,6 +211,12 @@ class _Template:
             roles = ", ".join(message["role"] for message in conversation)
             raise TrainingError(f"base: its chat template refuses a conversation of {roles}: {error}") from None
         return str(text)
+
+
+@cache
+def _one_of_each(token: int) -> int:
+    """The same number, always the same object: a tokenizer makes new ones, each four times the size of its place."""
+    return token
 
 
 def _message(reply: str | Message) -> Message:
