@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from meet_bundle import Bundle, BundleError, Probe, open_bundle
+from meet_bundle import Bundle, BundleError, Manifest, Probe, open_bundle
+from meet_training import export
 from meet_training.callbacks import Callback
 from meet_training.config import TrainConfig
 from meet_training.data.forms import load_examples
@@ -355,6 +356,23 @@ def test_the_bundle_loads_piece_by_piece_and_its_probes_are_true(
 def logprobs_of(model: Any, probe: Probe) -> list[float]:
     logprobs = model(torch.tensor([probe.token_ids])).logits[0].log_softmax(-1)
     return [logprobs[i - 1, probe.token_ids[i]].item() for i in range(probe.start, len(probe.token_ids))]
+
+
+def test_what_was_trained_takes_no_memory_when_it_is_read_back(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Probes are in float32: beside the model itself that was six bytes a parameter, 192 GB of a 32B."""
+    held: list[bool] = []
+    probes = export._with_probes
+
+    def with_probes(folder: Path, manifest: Manifest, trained: export.Trained) -> Manifest:
+        held.extend(not parameter.is_meta for parameter in trained.model.parameters())
+        return probes(folder, manifest, trained)
+
+    monkeypatch.setattr(export, "_with_probes", with_probes)
+    train(make_config(stage2={"epochs": 0}))
+    assert held
+    assert not any(held)
 
 
 def test_nothing_is_written_where_the_output_exists(make_config: Callable[..., TrainConfig]) -> None:

@@ -50,6 +50,7 @@ class Trained:
 def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> None:
     """Writes the bundle atomically. Raises BundleError where the output exists, TrainingError where writing fails.
 
+    What was trained is let go of once it is written: the probes need memory for all of it again, in float32.
     The manifest holds nothing that differs between two runs of one seed; times are in `report/training.json`.
     """
     with writing_to(config.output), writing_bundle(config.output, replace=replace) as folder:
@@ -59,6 +60,7 @@ def export(trained: Trained, config: TrainConfig, *, replace: bool = False) -> N
             trained.controls.save(control, folder / "controls" / name)
         _write_report(folder / "report", trained)
         _make_readable(folder)
+        trained.model.to("meta")
         seal(folder, _with_probes(folder, _manifest(trained, config), trained))
 
 
