@@ -25,6 +25,7 @@ from meet_training.evaluation import attributes as by_evaluation
         ("mean_word_length", "", 0),
         ("casual_marks", "It's fine, don't worry! Really it is all fine", 100 * 3 / 9),
         ("casual_marks", "the dog's bowl is here now", 100 / 6),
+        ("casual_marks", "I'm here", 50),
         ("reading_ease", "The cat sat. It ran.", 206.835 - 1.015 * 5 / 2 - 84.6),
         ("reading_ease", "wonderful information", 206.835 - 1.015 * 2 - 84.6 * 7 / 2),  # won-der-ful, in-for-ma-tion
         ("reading_ease", " - ", 0),
@@ -37,7 +38,9 @@ def test_measure(name: str, text: str, expected: float) -> None:
     assert ATTRIBUTES[name].measure(text) == pytest.approx(expected, abs=5e-5)
 
 
-@pytest.mark.parametrize("line", ["- a", "* a", "• a", "– a", "12. a", "3) a", "(3) a", "a. b", "  + a", "- **A**: b"])
+@pytest.mark.parametrize(
+    "line", ["- a", "* a", "• a", "– a", "12. a", "120. a", "3) a", "(3) a", "a. b", "  + a", "- **A**: b"]
+)
 def test_list_items(line: str) -> None:
     assert is_list_item(line)
 

@@ -45,6 +45,15 @@ def test_wilsons_interval(num_held: int, num_prompts: int, low: float, high: flo
     assert share.high == pytest.approx(high, abs=1e-5)
 
 
+def test_wilsons_interval_never_leaves_0_to_1() -> None:
+    for num_prompts in range(1, 101):
+        none, every = share_of(0, num_prompts), share_of(num_prompts, num_prompts)
+        assert none.low == pytest.approx(0, abs=1e-12)
+        assert every.high == pytest.approx(1, abs=1e-12)
+        assert none.low >= 0
+        assert every.high <= 1
+
+
 def test_no_prompts_have_no_share_and_no_median() -> None:
     with pytest.raises(ValueError, match="at least one prompt"):
         share_of(0, 0)

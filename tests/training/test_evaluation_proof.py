@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from meet_training.errors import TrainingError
-from meet_training.evaluation.bootstrap import bootstrap, mean_of, median_of
+from meet_training.evaluation.bootstrap import Array, Estimate, bootstrap, mean_of, median_of
 from meet_training.evaluation.figures import Holds, holds, mean_difference, same_share, share_of
 from meet_training.evaluation.leakage import leakage
 from meet_training.evaluation.length_limits import length_violations
@@ -21,7 +21,7 @@ from meet_training.evaluation.odds_by_strength import odds_curve
 from meet_training.evaluation.replies import Reply
 from meet_training.evaluation.side_effects import broken, parity, repeated_share, side_effects
 from meet_training.evaluation.similarity import EmbeddingSimilarity, LexicalOverlap, similarity_of
-from meet_training.evaluation.strength import Curve, curve, rank_correlations
+from meet_training.evaluation.strength import Curve, Point, curve, rank_correlations, recommended, rises
 from meet_training.evaluation.verdict import Verdict, judge, sentence
 
 NUM_SIMULATIONS = 400
@@ -71,11 +71,38 @@ class TestIntervals:
         assert whole.low == pytest.approx(4 / (4 + 3.841459), abs=1e-6)  # Wilson's: n / (n + z^2)
 
     def test_are_the_same_for_the_same_values_and_keep_pairs_together(self) -> None:
-        assert mean_of([1.0, 2.0, 7.0]) == mean_of([1.0, 2.0, 7.0])
+        uneven = [math.sqrt(n) for n in range(9)]  # of three values any seed would have the same interval
+        assert mean_of(uneven) == mean_of(uneven)
         always_one = bootstrap(
             [[1.0, 2.0], [5.0, 6.0], [8.0, 9.0]], lambda drawn: (drawn[..., 1] - drawn[..., 0]).mean(1)
         )
         assert (always_one.value, always_one.low, always_one.high, always_one.num_prompts) == (1.0, 1.0, 1.0, 3)
+
+    def test_cut_off_a_fortieth_at_each_end(self) -> None:
+        # All three draws are the 1 in 1 of 27 resamples, 3.7%; they are the 0s in 8 of 27.
+        found = mean_of([0.0, 0.0, 1.0])
+        assert (found.low, found.high) == (0.0, 1.0)
+        # Of four draws all are the 1 in 1 of 256, three in 12 of 256: 5.1% have three or more.
+        assert mean_of([0.0, 0.0, 0.0, 1.0]).high == 0.75
+
+    def test_are_the_same_however_many_resamples_are_held_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows = np.arange(14.0).reshape(7, 2) ** 2
+        held: list[int] = []
+
+        def statistic(drawn: Array) -> Array:
+            held.append(drawn.size)
+            mean: Array = drawn.mean(axis=(1, 2))
+            return mean
+
+        at_once = bootstrap(rows, statistic)
+        for batch, most in ((100, 98), (1, 14)):  # seven resamples of 14 numbers, and one that is more than a batch
+            held.clear()
+            monkeypatch.setattr("meet_training.evaluation.bootstrap._BATCH", batch)
+            assert bootstrap(rows, statistic) == at_once
+            assert max(held) == most
+
+    def test_are_shown_from_low_to_high(self) -> None:
+        assert Estimate(0.2142, 0.1518, 0.2761, 9).shown(3) == "0.214 [0.152, 0.276]"
 
     def test_of_no_prompts_there_are_none(self) -> None:
         with pytest.raises(ValueError, match="at least one prompt"):
@@ -116,14 +143,18 @@ class TestHolds:
 
     def test_near_ties_of_bfloat16_do_not_hide_that_it_does_nothing(self) -> None:
         longer = holds([5.0] * 20, [1.0] * 20, higher=True)
-        assert judge(longer, CHANCE, share_of(12, 20), None) is Verdict.DOES_NOTHING
+        assert judge(longer, CHANCE, share_of(10, 20), None) is Verdict.DOES_NOTHING
         assert judge(longer, CHANCE, share_of(9, 20), None) is Verdict.HOLDS
-        assert judge(longer, CLEAR, share_of(12, 20), None) is Verdict.HOLDS  # what differs lies on one side
+        assert judge(longer, CLEAR, share_of(17, 20), None) is Verdict.HOLDS  # what differs lies on one side
+        for num_more in (2, 18):  # or nearly all of it
+            mostly = holds([2.0] * num_more + [0.0] * (20 - num_more), [1.0] * 20, higher=True)
+            assert judge(longer, mostly, share_of(12, 20), None) is Verdict.HOLDS
 
     def test_few_that_differ_say_nothing_of_what_is_the_same(self) -> None:
         """All replies that differ are on the asked side, or none is on any: neither looks like chance."""
-        shorter = holds([0.0] * 3 + [1.0] * 4, [1.0] * 7, higher=False)
-        assert judge(shorter, shorter, share_of(4, 7), None) is Verdict.NOT_DISTINGUISHABLE
+        for value in (0.0, 2.0):
+            few = holds([value] * 3 + [1.0] * 4, [1.0] * 7, higher=False)
+            assert judge(few, few, share_of(4, 7), None) is Verdict.NOT_DISTINGUISHABLE
         level = holds([0.0] * 20, [0.0] * 20, higher=True)
         assert judge(CLEAR, level, share_of(12, 20), None) is Verdict.HOLDS
         assert judge(CLEAR, level, share_of(18, 20), None) is Verdict.DOES_NOTHING
@@ -134,12 +165,14 @@ class TestHolds:
             (20, 0, 0, 0.95, Verdict.HOLDS),
             (18, 2, 0, 0.95, Verdict.TOO_SELDOM),
             (18, 2, 0, None, Verdict.HOLDS),
+            (10, 0, 10, None, Verdict.HOLDS),
             (8, 0, 12, None, Verdict.TOO_SELDOM),  # never on the wrong side, but seldom on the right one
             (0, 20, 0, 0.95, Verdict.REVERSED),
             (11, 9, 0, 0.95, Verdict.NOT_DISTINGUISHABLE),
             (3, 0, 0, None, Verdict.NOT_DISTINGUISHABLE),  # too few prompts to say
             (5, 0, 0, None, Verdict.NOT_DISTINGUISHABLE),  # of two equals, 1 time in 16
             (6, 0, 0, None, Verdict.HOLDS),
+            (31, 16, 0, None, Verdict.HOLDS),  # of two equals, 1 time in 25; 30 would be 1 in 13
             (0, 4, 56, None, Verdict.NOT_DISTINGUISHABLE),  # four prompts decide, however many are ties
         ],
     )
@@ -179,20 +212,20 @@ class TestLeakage:
     def test_matrix(self) -> None:
         moved, still = [10.0] * 20, [50.0] * 20
         controlled = {
-            "concise": {"words": moved, "list_share": [0.0] * 20},
+            "concise": {"words": moved, "list_share": [0.5] * 20},
             "bulleted": {"words": moved, "list_share": [1.0] * 20},
         }
         asked = {"concise": "words", "bulleted": "list_share"}
         cells = leakage(controlled, {"words": still, "list_share": [0.0] * 20}, asked)
         assert [(cell.preference, cell.attribute, cell.asked, cell.leaks) for cell in cells] == [
             ("concise", "words", True, False),
-            ("concise", "list_share", False, False),
+            ("concise", "list_share", False, True),
             ("bulleted", "words", False, True),
             ("bulleted", "list_share", True, False),
         ]
         assert [(cell.more.advantage.value, cell.difference.value) for cell in cells] == [
             (-1, -40),
-            (0, 0),
+            (1, 0.5),
             (-1, -40),
             (1, 1),
         ]
@@ -202,8 +235,8 @@ STRENGTHS = (-1.0, 0.0, 1.0, 1.5)
 
 
 def words_at(*medians: float) -> dict[float, list[float]]:
-    """Values at each of STRENGTHS whose medians are those given."""
-    return {strength: [median - 1, median, median + 1] for strength, median in zip(STRENGTHS, medians, strict=True)}
+    """Values at each of STRENGTHS whose medians, one below their means, are those given."""
+    return {strength: [median - 1, median, median + 4] for strength, median in zip(STRENGTHS, medians, strict=True)}
 
 
 def concise(values: dict[float, list[float]], broken_at: dict[float, int] | None = None) -> Curve:
@@ -216,7 +249,7 @@ def concise(values: dict[float, list[float]], broken_at: dict[float, int] | None
 
 class TestStrength:
     def test_a_control_that_follows_its_strength(self) -> None:
-        falling = concise(words_at(200, 120, 40, 20))
+        falling = concise(dict(reversed(words_at(200, 120, 40, 20).items())))
         assert [point.median.value for point in falling.points] == [200, 120, 40, 20]
         assert [point.holds.share for point in falling.points] == [0, 0, 1, 1]
         assert falling.monotone
@@ -260,22 +293,60 @@ class TestStrength:
         by_median = curve(*given, higher=True, against="prose")
         assert [point.typical("mean").value for point in by_mean.points] == [0, 0.25, 0.5, 1]
         assert (by_mean.summary, by_mean.rank_correlation.value, by_mean.monotone) == ("mean", 1.0, True)
+        assert [point.typical("median").value for point in by_median.points] == [0, 0, 0.5, 1]
         assert by_median.rank_correlation.value == pytest.approx(4.5 / math.sqrt(22.5))
         assert by_mean.calibration == by_median.calibration  # a manifest has medians
 
-    def test_a_curve_needs_strengths(self) -> None:
+    @pytest.mark.parametrize("strengths", [[1.0], [-1.0, 0.0]])
+    def test_a_curve_needs_strengths(self, strengths: list[float]) -> None:
         with pytest.raises(ValueError, match="two strengths, one of them above 0"):
-            curve("c", "words", {0.0: [1.0]}, {0.0: [False]}, {0.0: [1.0]}, higher=True, against="d")
+            concise({strength: [1.0] * 3 for strength in strengths})
+
+    def test_it_rises_where_it_never_falls_and_ends_higher(self) -> None:
+        assert rises([0, 0, 1, 1])
+        assert not rises([0, 2, 1])
+        assert not rises([1, 1, 1])
+
+
+class TestRecommended:
+    @staticmethod
+    def point(strength: float, held: int, num_broken: int = 0) -> Point:
+        """Of 200 prompts, so many of which hold and are broken."""
+        no_matter = Estimate(0.0, 0.0, 0.0, 200)
+        return Point(strength, no_matter, no_matter, share_of(held, 200), share_of(num_broken, 200))
+
+    @pytest.mark.parametrize(
+        ("held", "strength"),
+        [
+            ({0.0: 200, 0.5: 20, 1.0: 10}, 0.5),  # none is no strength
+            ({0.5: 180, 1.0: 179}, 1.0),  # half of a hundredth less is the same, and nearer
+            ({0.5: 180, 1.0: 177}, 0.5),
+            ({0.5: 180, 1.0: 100, 1.5: 180}, 0.5),  # as near: the lower
+            ({1.0: 180, 1.5: 180, 0.5: 180}, 1.0),
+        ],
+    )
+    def test_what_holds_most_often_and_of_equals_what_is_nearest_to_1(
+        self, held: dict[float, int], strength: float
+    ) -> None:
+        assert recommended([self.point(*each) for each in held.items()]) == strength
+
+    def test_replies_may_be_broken_on_a_twentieth_more_prompts_than_without_a_control(self) -> None:
+        calm, trained = self.point(0.0, 0, 4), self.point(1.0, 100, 4)
+        assert recommended([calm, trained, self.point(1.5, 180, 12)]) == 1.5  # 4% more
+        assert recommended([calm, trained, self.point(1.5, 180, 16)]) == 1.0  # 6% more
+
+    def test_without_0_the_strength_nearest_to_it_says_how_many_are_broken_anyway(self) -> None:
+        assert recommended([self.point(-1.0, 0, 0), self.point(0.5, 180, 20), self.point(1.0, 100, 24)]) == 0.5
 
 
 class TestMixes:
     def test_both_properties_at_once(self) -> None:
-        short = Side("concise", "detailed", [1, 1, 9, 1], [5, 5, 5, 5], higher=False)  # holds on 1, 2 and 4
-        listed = Side("bulleted", "prose", [1.0, 0.0, 1.0, 1.0], [0.0] * 4, higher=True)  # on 1, 3 and 4
+        short = Side("concise", "detailed", [1, 1, 5, 1], [5, 5, 5, 5], higher=False)  # holds on 1, 2 and 4
+        listed = Side("bulleted", "prose", [1.0, 0.0, 0.0, 1.0], [0.0] * 4, higher=True)  # on 1 and 4
         both = mixed(short, listed, (0.5, 2))
         assert (both.preferences, both.against) == (("concise", "bulleted"), ("detailed", "prose"))
         assert both.strengths == (0.5, 2)
-        assert (both.both.share, both.first.share, both.second.share) == (0.5, 0.75, 0.75)
+        assert (both.both.share, both.first.share, both.second.share) == (0.5, 0.75, 0.5)
         assert both.prompted_both is None
         never = replace(short, values=[9, 9, 9, 9])
         prompted = mixed(short, listed, (0.5, 2), (never, listed)).prompted_both
@@ -342,6 +413,9 @@ class TestSideEffects:
         fine, cut, loop = Reply("a b c d e", True, 5), Reply("a b", False, 2), Reply("x y z w " * 5, True, 20)
         silent = Reply(" \n", True, 1)
         assert [broken(reply) for reply in (fine, cut, loop, silent)] == [False, True, True, True]
+        # One run of nine stood before, then two, which are more than a fifth.
+        twice = [Reply(text, True, 12) for text in ("a b c d a b c d e f g h", "a b c d e a b c d e f g")]
+        assert [broken(reply) for reply in twice] == [False, True]
         found = side_effects("concise", [fine, cut, loop, fine], [fine, fine, fine, fine], LexicalOverlap())
         assert (found.empty.share, found.repeats.share, found.truncated.share) == (0, 0.25, 0.25)
         assert side_effects("concise", [silent, fine], None, LexicalOverlap()).empty.share == 0.5
@@ -354,16 +428,16 @@ class TestSideEffects:
 
     def test_parity_with_the_base(self) -> None:
         base = [Reply("a b", True, 2), Reply("c d", True, 2)]
-        scores = ([Score(-4.0, 2), Score(-2.0, 2)], [Score(-2.0, 2), Score(-2.0, 2)])
+        scores = ([Score(-4.0, 2), Score(-2.0, 4)], [Score(-2.0, 2), Score(-2.0, 4)])
         found = parity([Reply("a b", True, 2), Reply("c e", True, 2)], base, LexicalOverlap(), scores)
         assert found.same.share == 0.5
         assert found.similarity.value == pytest.approx((1 + 0.5) / 2)
         assert found.meet_perplexity is not None
         assert found.base_perplexity is not None
         assert found.ratio is not None
-        assert found.meet_perplexity.value == pytest.approx(math.exp(6 / 4))
-        assert found.base_perplexity.value == pytest.approx(math.exp(4 / 4))
-        assert found.ratio.value == pytest.approx(math.exp(0.5))
+        assert found.meet_perplexity.value == pytest.approx(math.exp(6 / 6))
+        assert found.base_perplexity.value == pytest.approx(math.exp(4 / 6))
+        assert found.ratio.value == pytest.approx(math.exp(2 / 6))
         # Prompts are drawn in pairs: all of the first is e^(4/2 - 2/2), all of the second is 1.
         assert (found.ratio.low, found.ratio.high) == pytest.approx((1.0, math.e))
 
@@ -378,7 +452,7 @@ class TestSimilarity:
         assert measured == pytest.approx([2 * 2 / 6, 1.0, 2 * 1 / 5])
         assert "not meaning" in similarity_of(None).name
 
-    def test_an_embedding_model_of_a_folder(self, tmp_path: Path) -> None:
+    def test_an_embedding_model_of_a_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -391,9 +465,11 @@ class TestSimilarity:
         similarity = similarity_of(folder)
         assert similarity.name == "cosine of embeddings by tiny-embedding"
         # Padding in a batch changes nothing: the short text is the same beside a long one.
-        same, other, alone = similarity.of(["cat", "cat", "cat runs runs"], ["cat", "dog runs", "cat runs runs"])
-        assert (same, alone) == pytest.approx((1.0, 1.0), abs=1e-5)
-        assert other < 0.999
+        same, longer = similarity.of(["cat", "cat runs runs"], ["cat", "cat"])
+        assert same == pytest.approx(1.0, abs=1e-5)
+        assert longer < 0.999
+        monkeypatch.setattr(EmbeddingSimilarity, "BATCH", 1)
+        assert similarity.of(["cat", "cat runs runs"], ["cat", "cat"]) == pytest.approx([same, longer], abs=1e-5)
 
     def test_a_folder_that_holds_none(self, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="holds no embedding model"):

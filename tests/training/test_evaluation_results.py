@@ -339,6 +339,7 @@ class TestPlan:
             {"prompt": "a", "reply": "short", "preference": "concise"},
             {"prompt": "b", "reply": "alone", "preference": "concise"},
             {"prompt": "a", "reply": "long and longer", "preference": "detailed"},
+            {"prompt": "a", "reply": "shorter", "preference": "concise"},  # the first of each is taken
         ]
         path = tmp_path / "pairs.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -410,9 +411,10 @@ class TestScores:
 
 class TestJudge:
     def test_each_pair_is_shown_in_both_orders(self) -> None:
-        first, second = judge_questions(PROMPTS[0], "mine", "theirs", "Which reply is longer?")
+        prompt = (Message("system", "Be kind."), Message("user", "Why?"))
+        first, second = judge_questions(prompt, "mine", "theirs", "Which reply is longer?")
         one, two = first.prompt[0].content, second.prompt[0].content
-        assert "Reply A:\nmine\n\nReply B:\ntheirs" in one
+        assert "Message:\nWhy?\n\nReply A:\nmine\n\nReply B:\ntheirs" in one
         assert "Reply A:\ntheirs\n\nReply B:\nmine" in two
         assert one.endswith("Which reply is longer? Answer with one letter, A or B, and nothing else.")
 
@@ -434,15 +436,16 @@ class TestJudge:
         assert judged("detailed", "concise", "judge", other, more=True).prefers_own.share == (letter == "A")
 
     def test_a_judge_that_goes_by_position_decides_nothing(self) -> None:
-        said = [("A", "B"), ("A", "A"), ("B", "A"), ("**A**", " B."), ("Both are", "B")]
+        said = [("A", "B"), ("A", "A"), ("B", "A"), ("**A**", " B."), ("Both are", "B"), ("B", "B")]
         answers = [(Reply(first, True, 1), Reply(second, True, 1)) for first, second in said]
         found = judged("detailed", "concise", "judge", answers, more=True)
-        assert (found.prefers_own.share, found.by_position.share, found.no_answer.share) == (0.4, 0.2, 0.2)
+        shares = [each.share for each in (found.prefers_own, found.by_position, found.no_answer)]
+        assert shares == pytest.approx([2 / 6, 2 / 6, 1 / 6])
         # concise should lose where it is asked which is longer.
-        assert judged("concise", "detailed", "judge", answers, more=False).prefers_own.share == 0.2
+        assert judged("concise", "detailed", "judge", answers, more=False).prefers_own.share == pytest.approx(1 / 6)
 
     def test_through_the_plan(self, tmp_path: Path) -> None:
-        judge = JudgeConfig(url="http://judge/v1", model="wise")
+        judge = JudgeConfig(url="http://judge/v1/", model="wise")
         plan = Plan(subject(), EvaluationConfig(axes=AXES, figures=("judge",), judge=judge), PROMPTS)
         answers = answered(plan, tmp_path)
         endpoint = judge_endpoint(judge)
