@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from meet_training.evaluation.bootstrap import Estimate
 from meet_training.evaluation.log_odds import Score
 from meet_training.evaluation.replies import Reply
-from meet_training.rivals.figures import Quality, by_prompt, quality
+from meet_training.rivals.figures import Quality, broken_share, by_prompt, ordered_pairs, quality
 from meet_training.rivals.intervals import difference, over_prompts_and_seeds
 from meet_training.rivals.measuring import Cost, Measured, together
 from meet_training.rivals.rival import Point
-from meet_training.rivals.standing import Outcome, Standing, beside, share, standings
+from meet_training.rivals.standing import Outcome, Standing, beside, share, standing_of, standings
 
 PAIR = [("short", "long")]
 
@@ -60,12 +63,25 @@ class TestFiguresOfAPrompt:
         found = by_prompt(measured([1.0], [2.0], lift=0.25), PAIR, slice(None))
         assert found.log_odds.tolist() == [0.25]
 
+    def test_log_odds_compare_a_reply_under_both_preferences(self) -> None:
+        scores = {
+            "short": {"short": [Score(-4.0, 4)], "long": [Score(-6.0, 3)]},
+            "long": {"short": [Score(-5.0, 4)], "long": [Score(-3.0, 3)]},
+        }
+        found = by_prompt(replace(measured([1.0], [2.0]), scores=scores), PAIR, slice(None))
+        # The short reply has 1 nat more under its own for 4 tokens, the long one 3 for 3: the mean of 0.25 and 1.
+        assert found.log_odds.tolist() == [0.625]
+
     def test_rows_of_the_other_part_do_not_count(self) -> None:
-        found = by_prompt(measured([9, 1, 1], [1, 2, 2]), PAIR, slice(1, None))
-        assert found.holds.tolist() == [1, 1]
+        given = measured([9, 1, 1], [1, 2, 2])
+        assert by_prompt(given, PAIR, slice(1, None)).holds.tolist() == [1, 1]
+        cut = [Reply("word", False, 1), *given.replies["short"][1:]]
+        given = replace(given, replies={"short": cut, "long": given.replies["long"]})
+        assert [broken_share(given, rows) for rows in (slice(None), slice(1, None))] == [pytest.approx(1 / 6), 0]
 
     def test_of_four_levels_every_two_count(self) -> None:
-        pairs = [(a, b) for i, a in enumerate("abcd") for b in "abcd"[i + 1 :]]
+        config: Any = SimpleNamespace(axes={"x": SimpleNamespace(order=tuple("abcd"))})
+        pairs = ordered_pairs(config)
         same = {x: {y: [Score(-1.0, 1)] for y in "abcd"} for x in "abcd"}
         values = {"a": [1.0], "b": [2.0], "c": [4.0], "d": [3.0]}
         each = Measured({x: [Reply("x", True, 1)] for x in "abcd"}, values, same, [])
@@ -157,6 +173,28 @@ class TestIntervals:
         half = 4.303 * 0.5 / math.sqrt(3)
         assert (found.low, found.high) == (pytest.approx(0.5 - half, rel=0.15), pytest.approx(0.5 + half, rel=0.15))
 
+    def test_of_a_difference_it_is_welchs(self) -> None:
+        differ, alike, one = [[0.0] * 10, [0.5] * 10, [1.0] * 10], [[0.0] * 10] * 3, [[0.0] * 10]
+        error = 0.5 / math.sqrt(3)
+        # What does not differ adds no variance and no degrees of freedom; of two alike there are 2 + 2: t is 2.776.
+        for ours, theirs, half in (
+            (differ, alike, 4.303 * error),
+            (alike, differ, 4.303 * error),
+            (differ, one, 4.303 * error),
+            (differ, differ, 2.776 * math.sqrt(2) * error),
+        ):
+            by = difference(ours, theirs)
+            assert (by.value - by.low, by.high - by.value) == (pytest.approx(half, rel=0.15),) * 2
+
+    def test_are_of_prompts_not_of_prompts_and_seeds(self) -> None:
+        assert over_prompts_and_seeds([[1.0] * 10] * 3).num_prompts == 10
+        assert difference([[1.0] * 10] * 3, [[1.0] * 10] * 3).num_prompts == 10
+
+    @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,)])
+    def test_without_seeds_and_prompts_there_are_none(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match="at least one seed and one prompt"):
+            over_prompts_and_seeds(np.ones(shape))
+
     def test_prompts_stay_paired(self) -> None:
         easy_and_hard = np.array([[0.0, 10.0, 20.0, 30.0]])
         by = difference(easy_and_hard + 1, easy_and_hard)
@@ -173,6 +211,12 @@ class TestIntervals:
         with pytest.raises(ValueError, match="3 prompts on one side and 2 on the other"):
             difference([[1.0] * 3], [[1.0] * 2])
 
+    def test_of_a_share_they_are_the_wider_of_both_and_end_at_0_and_1(self) -> None:
+        differ = share(np.repeat([[0.0], [0.5], [1.0]], 20, axis=1))  # t of 2 degrees would lead beyond
+        assert (differ.low, differ.high) == (0, 1)
+        none = share(np.zeros((3, 20)))
+        assert (none.low, none.high) == (0, pytest.approx(3.841459 / (20 + 3.841459), abs=1e-6))
+
     def test_of_a_share_that_is_all_they_are_wilsons(self) -> None:
         whole = share(np.ones((3, 20)))
         assert (whole.value, whole.high) == (1, 1)
@@ -180,6 +224,18 @@ class TestIntervals:
 
 
 class TestWhoIsAhead:
+    @pytest.mark.parametrize(
+        ("low", "high", "standing"),
+        [
+            (0.1, 0.3, Standing.AHEAD),
+            (0.0, 0.3, Standing.LEVEL),
+            (-0.3, 0.0, Standing.LEVEL),
+            (-0.3, -0.1, Standing.BEHIND),
+        ],
+    )
+    def test_an_interval_that_reaches_0_tells_nobody_apart(self, low: float, high: float, standing: Standing) -> None:
+        assert standing_of(Estimate(0.0, low, high, 20)) is standing
+
     def test_beyond_the_interval_and_not(self) -> None:
         low, high = np.zeros((3, 20)), np.ones((3, 20))
         half = np.tile([0.0, 1.0], (3, 10))
@@ -209,6 +265,24 @@ class TestWhoIsAhead:
         assert (rows["good"].broken, rows["alike"].broken) == (0, 1)
         assert rows["good"].medians == {"short": 1, "long": 2}
         assert (rows["good"].num_seeds, rows["alike"].num_seeds) == (3, 1)
+
+    def test_a_row_is_of_all_seeds_and_of_its_own_prompts(self) -> None:
+        first = replace(measured([9.0, 1.0], [9.0, 2.0]), cost=Cost(10, 20, 2.0, 7))
+        second = replace(measured([9.0, 3.0], [9.0, 4.0], finished=False), cost=Cost(10, 20, 6.0, 7))
+        one = outcome("one", first, second)
+        (row,) = standings([one], measured([1.0] * 2, [1.0] * 2), PAIR, slice(1, None))
+        assert row.cost == Cost(10, 20, 4.0, 7)  # its seconds the mean
+        assert row.medians == {"short": 2, "long": 3}
+        assert row.broken == 0.5
+        assert row.point == ""  # where nothing was searched there is nothing to tell
+        searched = replace(one, searched={Point(): first, Point(3.0): second})
+        (row,) = standings([searched], measured([1.0] * 2, [1.0] * 2), PAIR, slice(1, None))
+        assert row.point == "x1"
+
+    def test_where_the_base_says_nothing_there_is_no_perplexity(self) -> None:
+        one = outcome("one", replace(measured([1.0], [2.0]), neutral=[]))
+        (row,) = standings([one], replace(measured([1.0], [1.0]), neutral=[]), PAIR, slice(None))
+        assert row.perplexity_ratio is None
 
     def test_without_a_neutral_state_there_is_no_perplexity(self) -> None:
         one = outcome("one", measured([1.0] * 5, [2.0] * 5), has_neutral=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ from meet_training.controls.lora import LoraTuning
 from meet_training.controls.soft_prompt import SoftPromptTuning
 from meet_training.controls_config import LoraConfig, SoftPromptConfig
 from meet_training.data.render import prompt_ids
+from meet_training.evaluation.figures import share_of
 from meet_training.rivals import decoding as rivals_decoding
 from meet_training.rivals import decoding_cache
-from meet_training.rivals.classifier import PreferenceClassifier
+from meet_training.rivals.classifier import MAX_TOKENS, Judge, PreferenceClassifier, keep_judge, kept_accuracy
 from meet_training.rivals.decoding import Asked, DecodingConfig, greedy, penalised
 from meet_training.rivals.measuring import Tuned, replies_of, scores_of
 from meet_training.rivals.no_controls import NoControls
@@ -81,6 +84,7 @@ class TestDecoding:
         monkeypatch.setattr(rivals_decoding, "TOKENS_PER_PASS", 20)
         found = list(rivals_decoding.groups_of([3, 4, 5, 9, 9, 30]))
         assert found == [slice(0, 3), slice(3, 5), slice(5, 6)]
+        assert list(rivals_decoding.groups_of([5] * 5)) == [slice(0, 4), slice(4, 5)]  # 4 x 5 are 20 and no more
 
     @pytest.mark.parametrize("ended", [0.0, 1.0], ids=["leaves at once", "stays"])
     def test_a_reply_ends_with_its_end_of_turn_and_others_go_on(
@@ -126,6 +130,12 @@ class TestDecoding:
         assert penalised(logits, seen, 2.0).tolist() == [[1.0, -4.0, 3.0]]
 
 
+def test_what_has_no_control_is_uncontrolled(model: Any, tokenizer: Any) -> None:
+    controls = LoraTuning(model, ("a", "b"), LoraConfig(rank=2), seed=0)
+    tuned = Tuned(model, controls, AsItIs(), tokenizer, torch.float32)
+    assert [tuned.control(preference) for preference in ("a", "b", "c", None)] == [0, 1, -1, -1]
+
+
 class TestScores:
     def test_are_log_probabilities_without_the_end_of_turn(self, model: Any, tokenizer: Any) -> None:
         tuned = Tuned(model, NONE, TextToken("As {preference}:\n"), tokenizer, torch.float32).ready()
@@ -165,7 +175,37 @@ class TestScores:
         assert (reply.finished, reply.num_tokens) == (False, 8)
 
 
+class OneFeature(PreferenceClassifier):
+    """One feature, which is the number that a text is."""
+
+    def _hidden(self, text: str) -> torch.Tensor:
+        return torch.tensor([float(text)])
+
+
 class TestClassifier:
+    def test_its_weights_by_hand(self) -> None:
+        base: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=1))
+        base.eval = lambda: base
+        none: Any = None
+        classifier = OneFeature(base, none)
+        # With d = 3 - 1 = 2 on every pair w is 1 in units of d where sigma(-w) = weight_decay w.
+        classifier.train(["3"] * 4, ["1"] * 4, weight_decay=1 / (1 + math.e))
+        assert classifier.measure("3") == pytest.approx(3 / 2, abs=1e-4)
+
+    def test_reads_the_start_of_a_long_reply_and_nothing_of_an_empty_one(self, model: Any, tokenizer: Any) -> None:
+        classifier = PreferenceClassifier(model, tokenizer)
+        classifier.weight = torch.linspace(-1, 1, len(classifier.weight))
+        long = "ab" * (MAX_TOKENS // 2)
+        assert classifier.measure(f"{long}{'z' * 50}") == classifier.measure(long)
+        assert classifier.measure(f"{long[:-1]}z") != classifier.measure(long)
+        assert classifier.accuracy([""], [""]).share == 0
+
+    def test_is_kept_for_what_decides_it_alone(self, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+        judge = Judge(PreferenceClassifier(model, tokenizer), share_of(3, 4))
+        keep_judge(judge, tmp_path / "classifier.json", "key")
+        assert kept_accuracy(tmp_path / "classifier.json", "key") == judge.accuracy
+        assert kept_accuracy(tmp_path / "classifier.json", "other") is None
+
     def test_learns_from_pairs_and_is_right_on_others(self, model: Any, tokenizer: Any) -> None:
         good = [f"{word} zzz zz" for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
         bad = [text.replace("z", "q") for text in good]
