@@ -11,7 +11,7 @@ import pytest
 
 from meet_training.config import DataConfig, TrainConfig, load_config
 from meet_training.data import forms
-from meet_training.data.batches import Item, make_schedule, passes
+from meet_training.data.batches import Item, make_schedule, num_uncontrolled, passes
 from meet_training.data.forms import Example, load_examples
 from meet_training.data.render import Rendered, render, render_all
 from meet_training.data.sources import read_rows
@@ -227,6 +227,7 @@ def test_a_schedule_shows_every_example_once_an_epoch() -> None:
     for first in (0, 3):
         seen = [r for batch in schedule.batches[0][first : first + 3] for r in batch]
         assert sorted(seen, key=lambda r: r.prompt_ids) == group
+    assert schedule.batches[0][:3] != schedule.batches[0][3:]  # in another order each
     assert {item.control for item in schedule.step(1)} == {0, 1}
     assert {item.control for item in schedule.step(2)} == {0}
 
@@ -242,7 +243,20 @@ def test_the_order_of_a_control_does_not_depend_on_the_others() -> None:
 def test_part_of_an_epoch_takes_that_share_of_its_steps() -> None:
     group = [rendered(2, 2)] * 8
     assert make_schedule({"a": group}, epochs=0.5, batch_size=2, seed="0").num_steps == 2
+    assert make_schedule({"a": group}, epochs=0.6, batch_size=2, seed="0").num_steps == 3  # 2.4 of 4
     assert make_schedule({"a": group}, epochs=0, batch_size=2, seed="0").num_steps == 0
+
+
+def test_every_step_has_its_share_of_uncontrolled_examples() -> None:
+    assert [num_uncontrolled(6, share) for share in (0.0, 0.01, 0.25, 0.5)] == [0, 1, 2, 6]
+    group, own = [rendered(2, 2)] * 6, [rendered(3, 1, start=i) for i in range(4)]
+    schedule = make_schedule(
+        {"a": group, "b": group}, epochs=1, batch_size=3, seed="0", uncontrolled=own, uncontrolled_share=0.25
+    )
+    steps = [schedule.step(number) for number in range(schedule.num_steps)]
+    assert [[item.control for item in step] for step in steps] == [[-1, -1, 0, 0, 0, 1, 1, 1]] * 2
+    seen = [item.rendered for step in steps for item in step if item.control == -1]
+    assert sorted(seen, key=lambda r: r.prompt_ids) == own
 
 
 def test_passes_hold_the_token_budget_once_padded_and_mix_controls() -> None:

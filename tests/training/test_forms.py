@@ -85,11 +85,28 @@ class TestForms:
         call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         as_text = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
         expected = Example(Q, {"role": "assistant", "content": "", "tool_calls": [call]}, "a", tools=tuple(tools))
-        for one in (call, as_text):
+        for one in (call, as_text, {"id": None, **call}):
             message = {"role": "assistant", "content": None, "tool_calls": [one], "name": None}
             for given in (tools, json.dumps(tools)):
                 row = {"messages": [user("q"), message], "tools": given, "preference": "a"}
                 assert examples_in(row) == [expected]
+
+    def test_no_tools_and_no_calls_leave_nothing_behind(self) -> None:
+        row = {"prompt": "q", "reply": {**assistant("r"), "tool_calls": []}, "preference": "a"}
+        nothing: tuple[Any, ...] = (None, "", [], "[]")  # a table has an empty cell
+        for none in nothing:
+            assert examples_in({**row, "tools": none}) == [Example(Q, "r", "a")]
+        bare = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+        call = {"function": {"name": "f", "arguments": {}}}
+        assert examples_in({**row, "reply": bare}) == [Example(Q, {**bare, "tool_calls": [call]}, "a")]
+
+    def test_sides_that_call_tools_on_their_way_are_a_pair_with_the_tools(self) -> None:
+        calling = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+        said, tools = {"role": "tool", "content": "7"}, [{"name": "f"}]
+        row = {"prompt": "q", "chosen": [calling, said, assistant("c")], "rejected": [calling, said, assistant("r")]}
+        before = (user("q"), calling, said)
+        expected = Example(before, "c", "a", rejected="r", tools=tuple(tools))
+        assert examples_in({**row, "tools": tools}, chosen="a") == [expected, None]
 
     def test_several_labels_make_an_example_each(self) -> None:
         row = {"prompt": "q", "reply": "r"}
@@ -127,6 +144,8 @@ class TestForms:
         chosen, rejected = examples_in(row, **PAIR)
         assert chosen == Example((user("q"), assistant("1"), user("2")), "3", "a")
         assert rejected == Example(Q, "4", "b")
+        row["rejected"] = [user("q"), assistant("3")]  # the same words, and not the same conversation
+        assert examples_in(row, **PAIR)[1] == Example(Q, "3", "b")
 
     def test_unpaired(self) -> None:
         rows = [{"prompt": "q", "completion": str(i), "label": label} for i, label in enumerate((True, False))]
@@ -244,6 +263,11 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         {"levels": {"column": "score", "preferences": {"a": {}}}},
         "field 'score' must be a number, found True",
     ),
+    (
+        {"prompt": "q", "reply": "r", "score": float("nan")},
+        {"levels": {"column": "score", "preferences": {"a": {}}}},
+        "field 'score' must be a number, found nan",
+    ),
 ]
 
 
@@ -299,7 +323,7 @@ class TestUncontrolled:
         rows = {
             "plain": [{"prompt": "q", "reply": "1"}, {"prompt": "q", "reply": "2", "preference": "?"}],
             "pairs": [{"prompt": "q", "chosen": "3", "rejected": "4"}],
-            "chats": [{"messages": [user("q"), assistant("5")]}],
+            "chats": [{"messages": [user("q"), assistant("5")], "tools": [{"name": "f"}]}],
         }
         configs = []
         for name, own in rows.items():
@@ -307,7 +331,10 @@ class TestUncontrolled:
             path.write_text("".join(json.dumps(row) + "\n" for row in own))
             configs.append(DataConfig(path=path))
         found = load_uncontrolled(configs)
-        assert found == [Example(Q, reply, UNCONTROLLED) for reply in "1235"]
+        assert found == [
+            *(Example(Q, reply, UNCONTROLLED) for reply in "123"),
+            Example(Q, "5", UNCONTROLLED, tools=({"name": "f"},)),
+        ]
         drawn = load_uncontrolled(configs, limit=2, seed=1)
         assert len(drawn) == 2
         assert [example for example in found if example in drawn] == drawn
@@ -335,6 +362,18 @@ class TestPairUp:
         assert pair_up(same, {"a": "b", "b": None}) == same
         turns = {"a": [Example(Q, "1", "a", supervise="all")], "b": [Example(Q, "2", "b", supervise="all")]}
         assert pair_up(turns, {"a": "b", "b": "a"}) == turns
+        tools = {"a": [Example(Q, "1", "a", tools=({"name": "f"},))], "b": [Example(Q, "2", "b")]}
+        assert pair_up(tools, {"a": "b", "b": "a"}) == tools
+
+    def test_one_pair_of_each_will_do_and_likelihood_sees_none(self) -> None:
+        other = (user("other"),)
+        examples = {"a": [Example(Q, "1", "a", rejected="2"), Example(other, "3", "a")], "b": [Example(Q, "2", "b")]}
+        preferences = {"a": {"axis": "x", "opposite": "b"}, "b": {"axis": "x", "opposite": "a"}}
+        data = DataConfig(path=Path("x"))
+        run = config(data, preferences=preferences, objective={"kind": "preference"})
+        assert [e.rejected for group in for_objective(examples, run).values() for e in group] == ["2", None, "1"]
+        likelihood = for_objective(examples, config(data, preferences=preferences))
+        assert [e.rejected for group in likelihood.values() for e in group] == [None] * 3
 
 
 def test_the_digest_knows_everything_that_is_trained_on() -> None:
@@ -493,21 +532,27 @@ class TestSources:
             (tmp_path / name).write_text(json.dumps({"name": name}) + "\n")
         files = expand([tmp_path / "odd[1].jsonl", tmp_path / "part-*.jsonl"])
         assert [file.name for file in files] == ["odd[1].jsonl", "part-1.jsonl", "part-2.jsonl"]
+        (tmp_path / "deep" / "er").mkdir(parents=True)
+        (tmp_path / "deep" / "er" / "x.csv").touch()
+        assert expand([tmp_path / "**" / "*.csv"]) == [tmp_path / "deep" / "er" / "x.csv"]
         with pytest.raises(TrainingError, match=r"none-\*\.jsonl: no file has such a name"):
             open_data(DataConfig(path=tmp_path / "none-*.jsonl"))
 
     def test_csv_keeps_what_stands_in_a_cell_and_the_line(self, tmp_path: Path) -> None:
         path = tmp_path / "d.csv"
-        path.write_bytes(b'prompt,reply\r\n"a,\r\n""b""",c\r\nd,\xc3\xa9\r\n')
+        long = "x" * 200_000  # more than the module's own limit
+        path.write_bytes(b'prompt,reply\r\n"a,\r\n""b""",c\r\n\r\nd,\xc3\xa9\r\n' + f"e,{long}\r\n".encode())
         rows = list(read_rows(path))
-        assert [row.fields for row in rows] == [{"prompt": 'a,\r\n"b"', "reply": "c"}, {"prompt": "d", "reply": "é"}]
-        assert [row.number for row in rows] == [3, 4]
+        assert [tuple(row.fields.values()) for row in rows] == [('a,\r\n"b"', "c"), ("d", "é"), ("e", long)]
+        assert all(tuple(row.fields) == ("prompt", "reply") for row in rows)
+        assert [row.number for row in rows] == [3, 5, 6]
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
             (b"a,a\n1,2\n", r"d\.csv:1: a column name occurs twice"),
             (b"a,b\n1,2\n3\n", r"d\.csv:3: expected 2 cells, as the header has, found 1"),
+            (b"a,b\n1,2,3\n", r"d\.csv:2: expected 2 cells, as the header has, found 3"),
             (b'a,b\n"1"2,3\n', r"d\.csv:2: not CSV"),
             (b"a\n\xff\n", r"d\.csv is not UTF-8"),
         ],

@@ -65,6 +65,17 @@ def recipe(**changes: Any) -> PreferenceRecipe:
         ("To answer in one, air scatters light.", None),
         ("As an AI, I think air scatters light.", Reason.ABOUT_ITSELF),
         ("I'm sorry, but I can't say.", Reason.ABOUT_ITSELF),
+        ("Air scatters light.\nAnd then the", Reason.UNFINISHED),
+        ("Air\tscatters light.", None),
+        ("Blue light.\nIt scatters most.\nBlue light.", None),  # lines of two words may say the same
+        # One run of three words in eight stood before, and in nine: 12.5% and 11.1%, of 12% that may.
+        ("We see the sky as we see the sun today.", Reason.REPETITIVE),
+        ("We see the sky as we see the sun here today.", None),
+        ("The café, they say, scatters blue light.", None),  # 1 letter in 32 is foreign
+        ("Ça va très bien, là.", Reason.BROKEN),  # 3 in 14
+        (f"Air {'a' * 40} light.", None),
+        ("AIR SCATTERS light now.", Reason.BROKEN),  # 11 capitals of 19 letters
+        ("NASA says.", None),  # 4 of 8
     ],
 )
 def test_reason_against_a_reply(reply: str, reason: Reason | None) -> None:
@@ -85,8 +96,9 @@ def test_a_reply_off_topic_is_thrown_out_where_asked_for(reply: str, prompt: str
     assert reason_against(sample, prompt, recipe()) is None
 
 
-def test_a_reply_that_hit_the_limit_is_truncated() -> None:
-    assert reason_against(Sample("Air scatters light.", "length"), PROMPT, recipe()) is Reason.TRUNCATED
+@pytest.mark.parametrize("finish_reason", ["length", "content_filter"])
+def test_a_reply_that_did_not_stop_by_itself_is_truncated(finish_reason: str) -> None:
+    assert reason_against(Sample("Air scatters light.", finish_reason), PROMPT, recipe()) is Reason.TRUNCATED
 
 
 def test_words_of_the_instruction_are_fine_where_the_prompt_has_them() -> None:
@@ -94,6 +106,14 @@ def test_words_of_the_instruction_are_fine_where_the_prompt_has_them() -> None:
     reply = Sample("Explain with reasons and people listen.", "stop")
     assert reason_against(reply, PROMPT, told) is Reason.ECHOES_INSTRUCTION
     assert reason_against(reply, "Why explain with reasons and care?", told) is None
+
+
+def test_the_form_and_capitals_are_fine_where_the_prompt_has_them() -> None:
+    reply = Sample("The first sentence names light.", "stop")
+    assert reason_against(reply, "What does the first sentence name?", recipe()) is None
+    shouted = Sample("AIR SCATTERS LIGHT.", "stop")
+    assert reason_against(shouted, PROMPT, recipe()) is Reason.BROKEN
+    assert reason_against(shouted, PROMPT.upper(), recipe()) is None
 
 
 def test_another_script_is_fine_where_the_prompt_has_it() -> None:
@@ -117,7 +137,9 @@ def test_repeated_ngrams_by_hand() -> None:
 
 
 def test_the_lowest_is_kept_and_the_rest_counted() -> None:
-    samples = [Sample(text, "stop") for text in ("Four words are here.", "Just two.", "Cut off by", "Three are here.")]
+    samples = [
+        Sample(text, "stop") for text in ("Four words are here.", " Just two.\n", "Cut off by", "Three are here.")
+    ]
     choice = choose(samples, PROMPT, recipe(), set())
     assert choice.kept == ["Just two."]
     assert choice.num_not_chosen == 2
@@ -151,6 +173,12 @@ def test_quantiles_are_values_that_occur() -> None:
         "max": 5,
     }
     assert quantiles([]) == {}
+
+
+def test_a_seed_is_of_the_run_the_prompt_and_the_preference() -> None:
+    asked = [(0, "p", "a"), (1, "p", "a"), (0, "q", "a"), (0, "p", "b")]
+    assert len({seed_for(*each) for each in asked}) == len(asked)
+    assert all(0 <= seed_for(seed, "p", "a") < 2**31 for seed in range(20))  # what every endpoint takes
 
 
 # A whole run, against an endpoint that is a function

@@ -166,6 +166,15 @@ def test_a_rejected_reply_that_is_too_long_is_left_out_alone(tokenizer: Any) -> 
     assert short.rejected_ids is not None
 
 
+def test_an_example_may_be_as_long_as_it_may_be(tokenizer: Any) -> None:
+    example = Example(CHAT, "four", "a", rejected="five")
+    longest = len(render(example, tokenizer))
+    assert render_all({"a": [example]}, tokenizer, max_length=longest) == {"a": [render(example, tokenizer)]}
+    longer = Example(CHAT, "four and more", "a")
+    with pytest.raises(TrainingError, match=rf"leaves no example of 'a'; its shortest has {longest} tokens"):
+        render_all({"a": [longer, example]}, tokenizer, max_length=longest - 1)
+
+
 def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any) -> None:
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
     with pytest.raises(TrainingError, match="refuses a conversation of system, user, assistant, user: no system"):
