@@ -83,6 +83,8 @@ def test_centred_controls_do_what_they_did_and_their_negatives_the_opposite(mode
         return result
 
     before, uncontrolled = [logits(k) for k in range(3)], logits(-1)
+    controls.centre([])  # around none there is nothing to move
+    assert torch.equal(logits(-1), uncontrolled)
     controls.centre([0, 1])
     for k in range(3):
         torch.testing.assert_close(logits(k), before[k], rtol=1e-4, atol=1e-4)
@@ -99,17 +101,20 @@ def test_own_as_are_not_centred(model: Any) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in controls.state().items())
 
 
-def test_a_mixed_batch_equals_each_row_alone(model: Any) -> None:
-    controls = LoraTuning(model, ("a", "b", "c"), LoraConfig(), seed=0)
+@pytest.mark.parametrize("mixed", [(-1, 0, 0, 2), (-1, 0, 0, -1)], ids=["two controls and none", "one and none"])
+@pytest.mark.parametrize("share_a", [True, False])
+def test_a_mixed_batch_equals_each_row_alone(model: Any, mixed: tuple[int, ...], share_a: bool) -> None:
+    controls = LoraTuning(model, ("a", "b", "c"), LoraConfig(share_a=share_a), seed=0)
     randomise(controls)
     ids = torch.randint(3, 250, (4, 12))
-    with controls.applied(rows(-1, 0, 0, 2)):
+    with controls.applied(rows(*mixed)):
         together = model(ids).logits
-    for row, control in enumerate((-1, 0, 0, 2)):
+    for row, control in enumerate(mixed):
         with controls.applied(rows(control)):
             torch.testing.assert_close(model(ids[row : row + 1]).logits[0], together[row])
     with controls.applied(rows(0)), torch.no_grad():
         controlled = model(ids[:1]).logits
+        torch.testing.assert_close(model(ids[1:2]).logits[0], together[1])  # nothing is left of the pass before
     assert not torch.allclose(controlled[0], together[0])
 
 
@@ -122,7 +127,8 @@ def test_a_is_shared_by_controls_and_by_layers_of_one_input(model: Any) -> None:
     assert not torch.equal(first.self_attn.q_proj.a, model.get_submodule("model.layers.1").self_attn.q_proj.a)
     a = make_a("model.layers.0.self_attn.q_proj", 4, 64, seed=0)
     assert torch.equal(first.self_attn.q_proj.a_of(1), a)
-    assert float(a.abs().max()) <= 64**-0.5
+    assert -(64**-0.5) <= float(a.min()) < -0.9 * 64**-0.5  # uniform between both
+    assert 0.9 * 64**-0.5 < float(a.max()) <= 64**-0.5
     assert not torch.equal(a, make_a("model.layers.0.self_attn.q_proj", 4, 64, seed=1))
 
 
@@ -210,11 +216,18 @@ def test_each_row_gets_its_own_control_where_a_block_lays_rows_end_to_end(share_
             torch.testing.assert_close(own(ids).logits, torch.stack(alone))
 
 
-def test_exported_controls_are_what_peft_reads(model: Any, tiny_base: Path, tmp_path: Path) -> None:
+def test_of_controls_with_their_own_a_each_starts_from_another(model: Any) -> None:
+    LoraTuning(model, ("a", "b"), LoraConfig(rank=4, share_a=False), seed=0)
+    layer = model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert not torch.equal(layer.a_of(0), layer.a_of(1))
+
+
+@pytest.mark.parametrize("share_a", [True, False])
+def test_exported_controls_are_what_peft_reads(model: Any, tiny_base: Path, tmp_path: Path, share_a: bool) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    controls = LoraTuning(model, ("a", "b"), LoraConfig(rank=4, alpha=12), seed=0)
+    controls = LoraTuning(model, ("a", "b"), LoraConfig(rank=4, alpha=12, share_a=share_a), seed=0)
     randomise(controls)
     controls.save(1, tmp_path / "b")
     ids = torch.randint(3, 250, (2, 9))

@@ -87,6 +87,50 @@ def test_the_preference_objective_is_dpo_with_the_winner_first() -> None:
     torch.testing.assert_close(losses, torch.tensor([0.0, preference + likelihood, 0.0]))
 
 
+def test_pairs_of_a_control_are_averaged_wherever_they_stand() -> None:
+    one, other = Rendered((5, 6), (8, 9), rejected_ids=(7,)), Rendered((5, 6), (8,), rejected_ids=(9,))
+    items = [Item(0, Rendered((5,), (6, 6))), Item(1, one), Item(1, other)]
+    batch = plain(items)
+    assert batch.pairs.tolist() == [[1, 2], [3, 4]]
+    objective = Objective(beta=1.0, likelihood_weight=0.0, reference={one: (0.0, 0.0), other: (0.0, 0.0)})
+    losses = objective.losses(torch.tensor([4.0, 6.0, 1.0, 0.5, 2.0, 3.0, 1.0]), batch, StepSizes.of(items, 2, CPU))
+    # The winners are ahead by -1.5 + 2 and by -3 + 1.
+    preference = (math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(2.0))) / 2
+    torch.testing.assert_close(losses, torch.tensor([5.0, preference, 0.0]))
+
+
+def test_of_a_reply_with_a_mask_what_it_leaves_out_is_not_supervised() -> None:
+    """As between two turns of the assistant's that are learned."""
+    items = [Item(0, Rendered((5, 6), (7, 8, 9), mask=(True, False, True))), Item(1, Rendered((5,), (4,)))]
+    for batch in (plain(items), plain(items, packed=True)):
+        assert batch.ids[batch.predicts.roll(1, 1)].tolist() == batch.targets.tolist() == [7, 9, 4]
+        assert batch.controls.tolist() == [0, 0, 1]
+    assert plain(items).predicts.int().tolist() == [[0, 1, 0, 1, 0], [1, 0, 0, 0, 0]]
+
+
+def test_a_step_of_several_passes_is_that_of_one(model: Any) -> None:
+    model.requires_grad_(False)
+    controls, found = random_controls(model), []
+    for tokens in (64, 1):
+        losses = backward(model, controls, ITEMS, loop(tokens_per_pass=tokens))
+        found.append([torch.tensor(list(losses.values())), *(p.grad.clone() for p in controls.parameters_of(1))])
+        for parameter in (*controls.parameters_of(0), *controls.parameters_of(1)):
+            parameter.grad = None
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_uncontrolled_examples_pull_the_model_by_their_weight(model: Any) -> None:
+    controls, pulls = random_controls(model), []
+    for weight in (1.0, 0.25):
+        model.zero_grad()
+        losses = backward(model, controls, [ITEMS[2]], loop(uncontrolled_weight=weight))
+        pulls.append((losses, model.get_output_embeddings().weight.grad.clone()))
+    (whole, one), (told, quarter) = pulls
+    assert told == whole  # what is told is the loss, whatever it weighs
+    torch.testing.assert_close(quarter, one / 4)
+
+
 def test_the_reference_is_the_log_probability_under_the_base(model: Any) -> None:
     pairs = [Rendered((5, 6), (8, 9), rejected_ids=(7,)), Rendered((5,), (6, 7, 8), rejected_ids=(9, 9))]
     reference = reference_logprobs(model, pairs, 8, pad_id=0, machine=Machine(CPU))
@@ -226,12 +270,24 @@ def test_logits_that_a_model_changes_afterwards_are_taken_as_changed(model: Any)
     check_nll(Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=0.5)))
 
 
+def test_so_are_those_of_an_output_layer_with_a_bias(model: Any) -> None:
+    model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, model.config.vocab_size))
+    check_nll(model)
+
+
+def test_logits_that_no_exponential_holds_are_no_trouble(model: Any) -> None:
+    model.requires_grad_(False)
+    model.model.norm.weight.mul_(1e4)
+    check_nll(model)
+
+
 def check_nll(model: Any) -> None:
     """That of the supervised tokens is what cross entropy over the model's own logits is."""
     batch = plain(ITEMS)
     logits = model(batch.ids, use_cache=False).logits[batch.predicts]
     expected = torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
     torch.testing.assert_close(reply_nll(model, batch), expected)
+    assert model(batch.ids, use_cache=False).logits.shape[:2] == batch.ids.shape  # all of them again
 
 
 def test_so_are_those_of_a_model_that_multiplies_them() -> None:

@@ -287,12 +287,12 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 def test_passes_are_shared_by_cost() -> None:
     assert shares([9, 5, 4, 1, 1], 2, float) == [[9, 1], [5, 4, 1]]
-    assert shares([3, 2], 1, float) == [[3, 2]]
+    assert shares([2, 3], 1, float) == [[2, 3]]  # in the order given
     assert shares([3], 3, float) == [[3], [], []]
 
 
 def test_gradients_travel_in_buckets_of_one_dtype() -> None:
-    sizes = [[tensor.numel() for tensor in bucket] for bucket in buckets([torch.zeros(n) for n in (2, 2, 9, 1)], 16)]
-    assert sizes == [[2, 2], [9], [1]]
+    sizes = [[tensor.numel() for tensor in bucket] for bucket in buckets([torch.zeros(n) for n in (2, 2, 9, 1, 3)], 16)]
+    assert sizes == [[2, 2], [9], [1, 3]]
     mixed = [torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)]
     assert [len(bucket) for bucket in buckets(mixed, 1000)] == [1, 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +45,32 @@ def soft(model: Any, tokenizer: Any, **config: Any) -> SoftPromptTuning:
 
 def test_it_starts_from_text_vocabulary_or_noise(model: Any, tokenizer: Any) -> None:
     weight = model.get_input_embeddings().weight.detach()
-    text = soft(model, tokenizer).state()["short/soft_prompt"]
-    ids = tokenizer("abab", add_special_tokens=False)["input_ids"]
-    assert torch.equal(text, weight[ids])
+    texts = soft(model, tokenizer).state()
+    for name, text in (("short", "abab"), ("long", "Say ")):  # said again, or its start
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert torch.equal(texts[f"{name}/soft_prompt"], weight[ids])
     model.set_input_embeddings(model.get_input_embeddings().base)
     drawn = soft(model, tokenizer, start="vocabulary").state()
     assert all(any(torch.equal(row, known) for known in weight) for row in drawn["long/soft_prompt"])
     assert not torch.equal(drawn["long/soft_prompt"], drawn["short/soft_prompt"])
     model.set_input_embeddings(model.get_input_embeddings().base)
-    noise = soft(model, tokenizer, start="random", num_virtual_tokens=64).state()["short/soft_prompt"]
+    own = soft(model, tokenizer, start="random", num_virtual_tokens=64).state()
+    noise = own["short/soft_prompt"]
     assert float(noise.std()) == pytest.approx(float(weight.std()), rel=0.1)
+    model.set_input_embeddings(model.get_input_embeddings().base)
+    other = SoftPromptTuning(
+        model, NAMES, SoftPromptConfig(start="random", num_virtual_tokens=64), 1, tokenizer, TEXTS
+    ).state()
+    draws = [*own.values(), *other.values()]  # of both names, by both seeds
+    assert not any(torch.equal(one, another) for one, another in itertools.combinations(draws, 2))
+
+
+def test_it_starts_from_no_row_that_the_tokenizer_has_no_token_for(model: Any, tokenizer: Any) -> None:
+    """Behind these some bases have rows that nothing ever trained."""
+    model.resize_token_embeddings(2 * len(tokenizer), mean_resizing=False)
+    model.get_input_embeddings().weight.data[len(tokenizer) :] = 7.0
+    drawn = soft(model, tokenizer, start="vocabulary", num_virtual_tokens=32).state()
+    assert not any((prompt == 7.0).any() for prompt in drawn.values())
 
 
 @pytest.mark.parametrize(
@@ -176,6 +193,7 @@ def test_exported_rows_are_the_soft_prompts_and_are_never_generated(
     model.save_pretrained(tmp_path / "model")
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert exported.config.vocab_size == 259 + 2 * 4
+    assert tied or not exported.get_output_embeddings().weight[259:].any()
     # The new ids take their share of the softmax; the server cuts them off, as is done here.
     logprobs = exported(batch.ids).logits[0][:, :259].log_softmax(-1)
     torch.testing.assert_close(trained, -torch.stack([logprobs[6, 8], logprobs[7, 9]]))

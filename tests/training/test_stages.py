@@ -434,6 +434,8 @@ def test_the_learning_rate_rises_then_falls() -> None:
         0.125,
     ]
     assert rate(0, 1, 0.0) == 1.0
+    assert [rate(i, 10, 0.25) for i in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])  # 2.5 steps are 3
+    assert rate(3, 4, 1.0) == 1.0
 
 
 def test_bf16_is_chosen_by_what_the_processor_says(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def rate(step: int, num_steps: int, warmup_share: float) -> float:
     warmup = math.ceil(warmup_share * num_steps)
     if step < warmup:
         return (step + 1) / warmup
-    return (num_steps - step) / max(1, num_steps - warmup)
+    return (num_steps - step) / (num_steps - warmup)
 
 
 @dataclass(slots=True)
