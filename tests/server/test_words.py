@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from meet_server.errors import RequestError
 from meet_server.preferences.words import (
+    MAX_LABEL_LENGTH,
     MAX_LABELS,
     UNCONTROLLED,
     Asked,
@@ -31,6 +32,8 @@ from meet_server.preferences.words import (
         (["formal", "concise"], (("formal", None), ("concise", None))),
         ({"concise": 1}, (("concise", 1.0),)),
         ({"concise": 0.7, "formal": -0.5}, (("concise", 0.7), ("formal", -0.5))),
+        ("x" * MAX_LABEL_LENGTH, (("x" * MAX_LABEL_LENGTH, None),)),
+        (list("abcdefgh"), tuple((label, None) for label in "abcdefgh")),
     ],
 )
 def test_field(value: object, parts: object) -> None:
@@ -57,7 +60,7 @@ def test_field(value: object, parts: object) -> None:
         ({"concise": math.nan}, "the strength of 'concise' is not finite"),
         ({"concise": math.inf}, "not finite"),
         ({"concise": 10**400}, "not finite"),
-        ([str(n) for n in range(MAX_LABELS + 1)], f"at most {MAX_LABELS} can be mixed"),
+        (list("abcdefghi"), f"at most {MAX_LABELS} can be mixed"),
     ],
 )
 def test_field_refused(value: object, message: str) -> None:
@@ -95,7 +98,7 @@ def test_header_refused(text: str) -> None:
 
 
 def test_model_suffix() -> None:
-    assert from_model_suffix("none") == UNCONTROLLED
+    assert from_model_suffix("none") == from_model_suffix("None") == UNCONTROLLED
     assert from_model_suffix("concise") == Asked((("concise", None),))
     assert from_model_suffix("concise+formal") == Asked((("concise", None), ("formal", None)))
     with pytest.raises(RequestError) as caught:

@@ -16,7 +16,7 @@ STEPS_PER_UNIT = 100
 
 def quantised(strength: float) -> float:
     """The nearest strength that is applied: a multiple of 0.01, and never -0.0."""
-    return round(strength * STEPS_PER_UNIT) / STEPS_PER_UNIT + 0.0
+    return round(strength * STEPS_PER_UNIT) / STEPS_PER_UNIT  # `round` gives an integer, which has no -0
 
 
 def content_key(parts: Iterable[tuple[str, float]]) -> str:
