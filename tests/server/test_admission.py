@@ -57,6 +57,14 @@ def test_right_controls_are_admitted(bundle: Path) -> None:
         ("rank_pattern", {"q_proj": 4}),
         ("alpha_pattern", {"q_proj": 4}),
         ("layers_to_transform", [0]),
+        ("use_qalora", True),
+        ("use_bdlora", {"target_modules_bd_a": ["q_proj"]}),
+        ("layer_replication", [[0, 1]]),
+        ("alora_invocation_tokens", [5]),
+        ("target_parameters", ["mlp.experts.down_proj"]),
+        ("trainable_token_indices", [5]),
+        ("megatron_config", {"tensor_model_parallel_size": 2}),
+        ("use_dora", 0),  # equal to what is meant, and no boolean
         ("r", 16),
         ("lora_alpha", 8),
         ("target_modules", ["q_proj"]),
@@ -66,6 +74,13 @@ def test_right_controls_are_admitted(bundle: Path) -> None:
 def test_configuration(bundle: Path, folder: Path, field: str, value: Any) -> None:
     change(folder, **{field: value})
     assert field in refusal(bundle, folder)
+
+
+def test_what_a_configuration_leaves_unused_or_out_is_no_matter(bundle: Path, folder: Path) -> None:
+    change(folder, modules_to_save=[], rank_pattern={}, bias=None, peft_type="lora", of_a_release_to_come=1)
+    manifest = open_bundle(bundle).manifest
+    assert isinstance(manifest.controls, LoraControls)
+    check_lora("concise", folder, manifest.controls, model_shapes(bundle / "model"))
 
 
 def test_configuration_that_is_no_json(bundle: Path, folder: Path) -> None:

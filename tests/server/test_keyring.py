@@ -39,10 +39,20 @@ def test_environment_holds_several_of_each() -> None:
     assert [keyring.find(key) for key in (None, "", SECRET[:-1], SECRET + "x", "\udcff")] == [None] * 5
 
 
-def test_no_key_is_known_where_none_is_set() -> None:
+def test_keys_that_were_given_otherwise_are_users() -> None:
+    keyring = Keyring(None, {}, [SECRET, OTHER])
+    found = keyring.find(OTHER)
+    assert found is not None
+    assert (found.name, found.role, keyring.has_admin) == ("api-key-2", "user", False)
+    assert Keyring(None, {"MEET_ADMIN_KEYS": THIRD}).has_admin
+
+
+def test_no_key_is_known_where_none_is_set_and_none_is_no_key(tmp_path: Path) -> None:
     keyring = Keyring(None, {})
     assert keyring.is_empty
     assert keyring.find("") is None
+    of_nothing = write(tmp_path / "keys.json", {"name": "a", "sha256": hashlib.sha256(b"").hexdigest()})
+    assert [Keyring(of_nothing, {}).find(key) for key in ("", None)] == [None, None]
 
 
 def test_file(tmp_path: Path) -> None:
@@ -100,6 +110,10 @@ def test_rotation_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFix
         (f"keys: [{{name: a, role: {SECRET}, key: {OTHER}}}]", "keys.0.role: Input should be 'user' or 'admin'"),
         (f"keys: [{{name: a, sha256: {SECRET}}}]", "keys.0.sha256: String should match pattern"),
         ("keys: [{name: a, key: short}]", "keys.0.key: Value should have at least 16"),
+        (
+            f"keys: [{{name: a, key: {SECRET}, max_concurrent: 0}}]",
+            "keys.0.max_concurrent: Input should be greater than",
+        ),
         ("keys: [{name: a}]", "one of key and sha256 must be given"),
         ("keys: []", "at least 1 item"),
         (f"keys: [{{name: a, key: {SECRET}}}, {{name: b, key: {SECRET}}}]", "the secret of a, b"),

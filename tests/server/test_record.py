@@ -79,6 +79,7 @@ def test_there_and_back(opened: Bundle, tmp_path: Path) -> None:
         (archive((link("README.md"), b"/etc/passwd")), "is a link"),
         (archive(("adapter_model.safetensors", b"0" * (2 << 20)), compression=zipfile.ZIP_DEFLATED), "are allowed"),
         (archive(("README.md", b"0" * (8 << 20)), compression=zipfile.ZIP_DEFLATED), "are allowed"),
+        (archive(("adapter_model.safetensors", b"0" * (MAX - 1)), ("README.md", b"xx")), "2 bytes; 1 are allowed"),
         (encrypted(), "is encrypted"),
         (lying(), "cannot come in"),
     ],
@@ -88,6 +89,16 @@ def test_archives_that_are_refused(data: bytes, words: str) -> None:
         unpack(data, MAX)
     assert words in caught.value.message
     assert caught.value.code == "invalid_upload"
+
+
+def test_as_much_as_is_allowed_comes_in_and_no_more(tmp_path: Path) -> None:
+    files = {"README.md": b"x", "adapter_model.safetensors": b"0" * (MAX - 1)}
+    assert unpack(pack(files), MAX) == files
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert files_in(tmp_path, MAX) == files
+    with pytest.raises(RequestError, match=f"'adapter_model.safetensors' has {MAX - 1} bytes; {MAX - 2} are allowed"):
+        files_in(tmp_path, MAX - 1)
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from tiny_bundle import make_soft_prompt_bundle
 
-from meet_bundle import Bundle, open_bundle
+from meet_bundle import Bundle, SoftPromptControls, open_bundle
 from meet_server.app import admit
 from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused
+from meet_server.registry.soft_prompt_admission import check_soft_prompt_files
 
 
 @pytest.fixture
@@ -97,3 +98,41 @@ def test_a_model_without_an_embedding_matrix(bundle: Bundle) -> None:
     save_file(tensors, bundle.model_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ServerError, match="must be the embedding matrix; there is none"):
         admit(bundle)
+
+
+class TestWhileServing:
+    """One that comes in an archive, whose rows the model must have already."""
+
+    def check(self, bundle: Bundle, files: dict[str, bytes], begin: int | None = None) -> None:
+        preference = bundle.manifest.preference("formal")
+        if begin is not None:
+            preference = preference.model_copy(update={"first_token_id": begin})
+        assert isinstance(bundle.manifest.controls, SoftPromptControls)
+        check_soft_prompt_files(files, preference, bundle.manifest.controls, bundle)
+
+    def test_rows_that_the_model_has_may_be_served_again(self, bundle: Bundle) -> None:
+        for name in ("concise", "formal"):  # the first rows that are no words, and the last of all
+            file = bundle.control_path(name) / "soft_prompt.safetensors"
+            files = {"soft_prompt.safetensors": file.read_bytes(), "README.md": b"x"}
+            self.check(bundle, files, bundle.manifest.preference(name).first_token_id)
+
+    @pytest.mark.parametrize("beyond", [-1, 9])
+    def test_rows_of_words_and_rows_that_are_not_there(self, bundle: Bundle, beyond: int) -> None:
+        first = bundle.manifest.first_virtual_id or 0
+        with pytest.raises(ControlRefused, match=f"begin at {first + beyond}, and .* {first} to {first + 11} alone"):
+            self.check(bundle, {}, first + beyond)
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            ({}, "is no safetensors file"),
+            ({"soft_prompt.bin": b""}, "holds soft_prompt.bin"),
+            ({"soft_prompt.safetensors": save({"other": torch.zeros(4, 64)})}, "must hold soft_prompt"),
+            ({"soft_prompt.safetensors": save({"soft_prompt": torch.zeros(4, 64).int()})}, "of floating point"),
+            ({"soft_prompt.safetensors": save({"soft_prompt": torch.zeros(3, 64)})}, "has shape"),
+            ({"soft_prompt.safetensors": save({"soft_prompt": torch.zeros(4, 64)})}, "differs from rows"),
+        ],
+    )
+    def test_files_that_are_refused(self, bundle: Bundle, files: dict[str, bytes], message: str) -> None:
+        with pytest.raises(ControlRefused, match=f"control formal: .*{message}"):
+            self.check(bundle, files)
