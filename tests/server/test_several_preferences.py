@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from running_server import Server, Soft
 from test_batching import until
 
 from meet_server.access.fair_queue import FairQueue
+from meet_server.http import several_preferences
 from meet_server.http.merging import MergingStream, merged_usage
 from meet_server.http.preference_field import PreferenceField
 from meet_server.http.several_preferences import num_choices
@@ -27,7 +28,10 @@ from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.settings import LoadSettings
 
 CHAT = "/v1/chat/completions"
-USAGE = {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+
+
+def usage_of(name: str) -> dict[str, int]:
+    return {"prompt_tokens": 7, "completion_tokens": len(name), "total_tokens": 7 + len(name)}
 
 
 class App:
@@ -37,7 +41,10 @@ class App:
         self.control: ContextVar[LoadedControl | None] = ContextVar("control", default=None)
         self.behave = behave or self.plain
         self.bodies: list[Any] = []
+        self.states: list[Any] = []
+        self.together: list[int] = []
         self.gone: list[str] = []
+        self.listens = True
 
     @contextmanager
     def applying(self, control: LoadedControl | None) -> Iterator[None]:
@@ -45,18 +52,24 @@ class App:
         yield
         self.control.reset(token)
 
+    @contextmanager
+    def one_of(self, index: int) -> Iterator[None]:
+        self.together.append(index)
+        yield
+
     async def plain(self, name: str, body: Any) -> AsyncIterator[bytes | None]:
         if not body.get("stream"):
             choices = [{"index": i, "message": {"content": name}} for i in range(int(body.get("n", 1)))]
-            yield json.dumps({"id": name, "choices": choices, "usage": USAGE}).encode()
+            yield json.dumps({"id": name, "choices": choices, "usage": usage_of(name)}).encode()
             return
         for piece in ("a", "b"):
-            chunk = {"id": name, "created": 1, "choices": [{"index": 0, "delta": {"content": name + piece}}]}
+            chunk = {"id": name, "created": len(name), "choices": [{"index": 0, "delta": {"content": name + piece}}]}
             event = b"data: " + json.dumps(chunk).encode() + b"\n\n"
             yield event[:9]  # events come in whatever pieces
             await asyncio.sleep(0)
             yield event[9:]
-        yield b"data: " + json.dumps({"id": name, "created": 1, "choices": [], "usage": USAGE}).encode() + b"\n\n"
+        last = {"id": name, "created": len(name), "choices": [], "usage": usage_of(name)}
+        yield b"data: " + json.dumps(last).encode() + b"\n\n"
         yield b"data: [DONE]\n\n"
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -64,6 +77,7 @@ class App:
         name = control.name if control else "none"
         body = json.loads((await receive())["body"])
         self.bodies.append(body)
+        self.states.append(scope.get("state"))
         leaving = asyncio.create_task(receive())
         kind = b"text/event-stream" if body.get("stream") else b"application/json"
         started = False
@@ -71,7 +85,8 @@ class App:
             async for piece in self.behave(name, body):
                 if piece is None:  # refused
                     headers = [(b"content-type", b"application/json")]
-                    await send({"type": "http.response.start", "status": 422, "headers": headers})
+                    await send({"type": "http.response.start", "status": 400, "headers": headers})
+                    await asyncio.sleep(0.03)  # the others go on meanwhile
                     await send({"type": "http.response.body", "body": b'{"error":{"message":"no"}}'})
                     return
                 if not started:
@@ -79,7 +94,7 @@ class App:
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
                     started = True
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-                if leaving.done():
+                if self.listens and leaving.done():
                     return
             await send({"type": "http.response.body", "body": b""})
         finally:
@@ -89,7 +104,7 @@ class App:
 
 class Wrapped:
     def __init__(self, app: App) -> None:
-        live = LiveControls()
+        live, self.queue = LiveControls(), FairQueue(64, 8)
         for name in ("concise", "formal"):
             live.publish(live.number(preference(name), Path("controls") / name))
         self.app = PreferenceField(
@@ -97,9 +112,9 @@ class Wrapped:
             catalogue=Catalogue(manifest()),
             live=live,
             applying=app.applying,
-            together=lambda num: [nullcontext()] * num,
+            together=lambda num: [app.one_of(index) for index in range(num)],
             names=("tiny",),
-            turns=Turns(FairQueue(64, 8), LoadSettings()),
+            turns=Turns(self.queue, LoadSettings()),
         )
 
     def post(self, body: Any, path: str = CHAT, headers: dict[str, str] | None = None) -> httpx.Response:
@@ -126,18 +141,30 @@ def test_one_choice_per_entry_in_their_order() -> None:
         (2, "concise=1", "concise"),
         (3, "formal=1", "formal"),
     ]
-    assert reply.json()["usage"] == {"prompt_tokens": 7, "completion_tokens": 8, "total_tokens": 15}
+    assert reply.json()["usage"] == {"prompt_tokens": 7, "completion_tokens": 23, "total_tokens": 30}
     assert reply.headers["content-length"] == str(len(reply.content))
     applied = reply.headers["x-meet-preference"].split(" | ")
     assert applied == [
         "formal=1; version=000000000000", "none", "concise=1; version=000000000000", "formal=1; version=000000000000"
     ]  # fmt: skip
     assert app.bodies == [{"model": "tiny"}] * 4
+    assert len({id(state) for state in app.states}) == 4  # vLLM keeps what it knows of a request there
+    assert app.together == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("n", [2, 2.0, "2"])
 def test_n_is_for_each_entry(n: object) -> None:
-    reply = Wrapped(App()).post({"preferences": ["formal", None], "n": n})
+    app = App()
+    wrapped = Wrapped(app)
+    weights = []
+
+    def behave(name: str, body: Any) -> AsyncIterator[bytes | None]:
+        weights.append(wrapped.queue.num_running)
+        return app.plain(name, body)
+
+    app.behave = behave
+    reply = wrapped.post({"preferences": ["formal", None], "n": n})
+    assert (reply.json()["id"], weights) == ("formal", [4, 4])
     placed = [(c["index"], c["preference"]) for c in reply.json()["choices"]]
     assert placed == [(0, "formal=1"), (1, "formal=1"), (2, "none"), (3, "none")]
 
@@ -172,16 +199,16 @@ def test_streams_are_interleaved_and_end_once() -> None:
         assert choice["preference"] == ("formal=1", "none", "concise=1")[choice["index"]]
     assert texts == {0: "formalaformalb", 1: "noneanoneb", 2: "conciseaconciseb"}
     assert [piece["choices"][0]["index"] for piece in pieces] != [0, 0, 1, 1, 2, 2]
-    assert len({piece["id"] for piece in (*pieces, closing)}) == 1
+    assert len({(piece["id"], piece["created"]) for piece in (*pieces, closing)}) == 1
     assert closing["choices"] == []
-    assert closing["usage"] == {"prompt_tokens": 7, "completion_tokens": 6, "total_tokens": 13}
+    assert closing["usage"] == {"prompt_tokens": 7, "completion_tokens": 17, "total_tokens": 24}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_one_that_is_refused_ends_all_at_once(stream: bool) -> None:
     app = App(waits_unless("formal", None))
     reply = Wrapped(app).post({"preferences": ["concise", "formal", None], "stream": stream})
-    assert (reply.status_code, reply.json()) == (422, {"error": {"message": "no"}})
+    assert (reply.status_code, reply.json()) == (400, {"error": {"message": "no"}})
     assert "x-meet-preference" not in reply.headers
     assert sorted(app.gone) == ["concise", "formal", "none"]
 
@@ -217,6 +244,47 @@ def test_one_that_raises_ends_all() -> None:
     with pytest.raises(ZeroDivisionError):
         Wrapped(app).post({"preferences": ["concise", "formal"]})
     assert sorted(app.gone) == ["concise", "formal"]
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_when_a_client_leaves_none_of_its_requests_is_left(monkeypatch: pytest.MonkeyPatch, speaks: bool) -> None:
+    """Neither one that learns it as it speaks on, nor one that is deaf and dumb."""
+    if not speaks:
+        monkeypatch.setattr(several_preferences, "_GRACE_S", 0.05)
+
+    async def behave(name: str, body: Any) -> AsyncIterator[bytes | None]:
+        while speaks:
+            await asyncio.sleep(0.001)
+            yield b"data: {}\n\n".replace(b"{}", b'{"choices":[]}')
+        await asyncio.Event().wait()
+
+    app, sent = App(behave), list[Any]()
+    app.listens = False
+    body = {"preferences": ["concise", "formal", None], "stream": True}
+
+    async def leave() -> None:
+        coming = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+        async def receive() -> Any:
+            if not coming:
+                await asyncio.sleep(0.05)
+                return {"type": "http.disconnect"}
+            return coming.pop()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+        await asyncio.wait_for(Wrapped(app).app(scope, receive, send), 5)
+        await asyncio.sleep(0)  # what was cancelled ends
+        assert sorted(app.gone) == ["concise", "formal", "none"]
+
+    asyncio.run(leave())
+    assert not any(message.get("body") for message in sent)
+
+
+def test_as_many_as_are_allowed() -> None:
+    assert len(Wrapped(App()).post({"preferences": ["formal"] * 16}).json()["choices"]) == 16
 
 
 @pytest.mark.parametrize(

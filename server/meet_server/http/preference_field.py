@@ -229,8 +229,7 @@ class PreferenceField:
         if not suffix:
             return model
         base = model[: -len(suffix) - 1]
-        one = applied.control is not None and len(applied.mix.parts) == 1
-        return f"{base}:{applied.mix.parts[0][0]}" if one else base
+        return f"{base}:{applied.mix.parts[0][0]}" if len(applied.mix.parts) == 1 else base
 
 
 def _check_allowed(key: Key | None, asked: Iterable[Entry]) -> None:
