@@ -17,19 +17,22 @@ from meet_server.settings import LoadSettings
 class Exchange:
     """One request. The app answers when `free` is set; `stream` begins at once."""
 
-    def __init__(self, turns: Turns, *, key: str = "a", stream: bool = False) -> None:
+    def __init__(
+        self, turns: Turns, *, key: str = "a", stream: bool = False, kind: bytes = b"text/event-stream"
+    ) -> None:
         self.sent: list[Any] = []
         self.free, self.left = asyncio.Event(), asyncio.Event()
         self.asked = False
         self.stalls_after: int | None = None
-        self._stream = stream
+        self.num_listening = 0
+        self._stream, self._kind = stream, kind
         self.task = asyncio.create_task(
             turns.answer(self._app, (key, "x", 1), {"type": "http"}, self._receive, self._send)
         )
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked = True
-        headers = [(b"content-type", b"text/event-stream")] if self._stream else []
+        headers = [(b"content-type", self._kind)] if self._stream else []
         if self._stream:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
@@ -39,7 +42,11 @@ class Exchange:
         await send({"type": "http.response.body", "body": b""})
 
     async def _receive(self) -> Any:
-        await self.left.wait()
+        self.num_listening += 1
+        try:
+            await self.left.wait()
+        finally:
+            self.num_listening -= 1
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Any) -> None:
@@ -76,7 +83,7 @@ def test_waits_its_turn_and_the_queue_is_bounded() -> None:
         first.free.set()
         await first.task
         await settle()
-        assert second.asked
+        assert (second.asked, second.num_listening) == (True, 0)  # the disconnect is the app's to hear
         second.free.set()
         await second.task
         assert second.sent[0]["status"] == 200
@@ -113,7 +120,7 @@ def test_a_client_that_leaves_while_it_waits_leaves_the_queue() -> None:
         third.task.cancel()  # as a server does that is being stopped
         await asyncio.gather(third.task, return_exceptions=True)
         await settle()
-        assert (queue.num_running, queue.num_waiting) == (1, 0)
+        assert (third.task.cancelled(), queue.num_running, queue.num_waiting) == (True, 1, 0)
         first.task.cancel()
         await asyncio.gather(first.task, return_exceptions=True)
         assert queue.num_running == 0
@@ -133,6 +140,17 @@ def test_a_client_that_leaves_as_its_turn_comes() -> None:
         await asyncio.gather(first.task, second.task)
         await settle()
         assert (queue.num_running, queue.num_waiting) == (0, 0)
+        for num_steps in range(6):  # or is cancelled then, at whatever step
+            first, second = Exchange(turns), Exchange(turns)
+            await settle()
+            first.free.set()
+            await first.task
+            for _ in range(num_steps):
+                await asyncio.sleep(0)
+            second.task.cancel()
+            await asyncio.gather(second.task, return_exceptions=True)
+            await settle()
+            assert (queue.num_running, queue.num_waiting) == (0, 0)
 
     run(test)
 
@@ -150,6 +168,8 @@ def test_deadlines() -> None:
         assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "deadline_exceeded"
         assert (done, end, stream.sent[-1].get("more_body", False)) == (b"data: [DONE]", b"", False)
         assert quick.sent[0]["status"] == 200
+        with pytest.raises(TimeoutError):  # has the server cut it off: the client must not take it for whole
+            await Exchange(turns, stream=True, kind=b"application/json").task
         assert queue.num_running == 0
 
     run(test)
