@@ -88,6 +88,9 @@ def test_rotation_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFix
     write(file, {"name": "new", "key": OTHER})
     clock.now = 3
     assert keyring.find(SECRET) is None
+    clock.now = 4.5
+    assert keyring.find(OTHER) is not None
+    assert caplog.text.count("keys were read anew: ") == 2  # not while the file is as it was
     for broken in ("{", json.dumps({"keys": [{"name": "x", "key": THIRD, "rol": 1}]}), json.dumps({"keys": []}), ""):
         file.write_text(broken)
         clock.now += 2

@@ -33,6 +33,8 @@ def test_each_says_once_what_it_is_one_of() -> None:
     assert [each["other"] for each in said] == [1, 1, 1]
     (group,) = {each[FIELD][0] for each in said}
     assert [each[FIELD] for each in said] == [[group, index, 3] for index in range(3)]
+    with together.each_of(1)[0]:
+        pass  # a task that ended before it asked
     assert together.marked(params()).extra_args is None
 
 
