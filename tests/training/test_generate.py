@@ -392,10 +392,21 @@ def test_an_endpoint_that_fails_keeps_what_was_sampled_and_the_old_output(tmp_pa
         (httpx2.Response(200, json={"error": "busy"}), r"http://fake/v1/: answered no completion but .*busy"),
         (httpx2.Response(200, json={"choices": []}), "answered no completion but"),
         (httpx2.Response(200, json={"choices": [{"finish_reason": "stop"}]}), "answered no completion but"),
+        (
+            httpx2.Response(200, json={"choices": [{"message": {"content": ["no", "text"]}}]}),
+            "answered no completion but",
+        ),
         (httpx2.Response(200, html="<title>Login</title>"), "answered no completion but .*Login"),
         (httpx2.Response(200, content=b"{", headers={"content-type": "application/json"}), "answered no JSON"),
     ],
-    ids=["an error as if all were well", "no choices", "no message", "a web page", "half of it"],
+    ids=[
+        "an error as if all were well",
+        "no choices",
+        "no message",
+        "content that is no text",
+        "a web page",
+        "half of it",
+    ],
 )
 def test_an_answer_that_is_no_completion_is_named(tmp_path: Path, answer: httpx2.Response, message: str) -> None:
     config = load_generate_config(write_config(tmp_path))

@@ -16,6 +16,7 @@ from openai import AsyncOpenAI, OpenAIError
 from openai.types.chat import ChatCompletionMessageParam
 
 from meet_client.loopback import direct_async
+from meet_training.data.completions import choices_of, text_of
 from meet_training.data.generate_config import GenerateConfig, PreferenceRecipe, instructed
 from meet_training.data.records import RecordFile
 from meet_training.data.selection import Sample
@@ -120,14 +121,11 @@ async def ask(client: AsyncOpenAI, request: Request) -> Sampled:
     except json.JSONDecodeError:
         raise TrainingError(f"base_url {client.base_url}: answered no JSON") from None
     start = request.reply_start
-    # The SDK hands on whatever came with status 200; some gateways answer so when something failed.
-    choices: Any = getattr(answer, "choices", None)
-    if not isinstance(choices, list) or not choices or not all(getattr(one, "message", None) for one in choices):
+    choices = choices_of(answer)
+    if not choices:
         said = " ".join(str(answer).split())
         raise TrainingError(f"base_url {client.base_url}: answered no completion but {said[:200]!r}")
-    # A lone surrogate, which JSON can hold and a file cannot, becomes a question mark.
-    replies = [start + (one.message.content or "").encode("utf-8", "replace").decode() for one in choices]
-    samples = tuple(Sample(reply, one.finish_reason) for reply, one in zip(replies, choices, strict=True))
+    samples = tuple(Sample(start + text_of(one), one.finish_reason) for one in choices)
     return Sampled(samples, answer.usage.completion_tokens if answer.usage else 0)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import openai
 
+from meet_training.data.completions import choices_of, text_of
 from meet_training.data.records import RecordFile
 from meet_training.errors import TrainingError
 from meet_training.evaluation.asking import Endpoint, OnProgress, client_of, errors_of, work_through
@@ -122,15 +123,10 @@ async def _ask(client: openai.AsyncOpenAI, endpoint: Endpoint, question: Questio
             max_tokens=sampling.max_tokens,
             extra_body={**penalty, **question.fields},
         )
-    # The SDK hands on whatever came with status 200; some gateways answer so when something failed.
-    choices: Any = getattr(completion, "choices", None)
-    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-    content = getattr(message, "content", None)
-    if message is None or not isinstance(content, str | None):
+    choices = choices_of(completion)
+    if not choices:
         raise TrainingError(
             f"{endpoint.url} answered no completion but {shortened(str(completion), 200)} (asked: {shortened(asked)!r})"
         )
     num_tokens = completion.usage.completion_tokens if completion.usage else 0
-    # A lone surrogate, which JSON can hold and a file cannot, becomes a question mark.
-    text = (content or "").encode("utf-8", "replace").decode()
-    return Reply(text, choices[0].finish_reason == "stop", num_tokens)
+    return Reply(text_of(choices[0]), choices[0].finish_reason == "stop", num_tokens)
