@@ -20,6 +20,7 @@ from meet_training.probe import make_probe
 from meet_training.stages.checkpoint import writing_to
 from meet_training.stages.optimise import Curve
 from meet_training.stages.resumable import Record
+from meet_training.stages.without_generation_config import without_generation_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,12 +71,9 @@ def _save_model(model: PreTrainedModel, folder: Path) -> None:
     Transformers refuses to save some of those that it reads (`temperature` without `do_sample`), which bases of the
     hub have; engines take from them what they need.
     """
-    from transformers import GenerationConfig
-
-    generation, model.generation_config = model.generation_config, GenerationConfig()
-    model.save_pretrained(folder)
+    with without_generation_config(model) as generation:
+        model.save_pretrained(folder)
     generation.to_json_file(folder / GENERATION, keys_to_pop=["compile_config"])
-    model.generation_config = generation
 
 
 def _with_probes(folder: Path, manifest: Manifest, trained: Trained) -> Manifest:

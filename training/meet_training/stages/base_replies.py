@@ -6,8 +6,7 @@ Sampled with transformers from the frozen base. Knows no control.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from meet_training.data.render import Rendered
 from meet_training.errors import TrainingError
 from meet_training.stages.left_padding import left_padded
 from meet_training.stages.without_dropout import without_dropout
+from meet_training.stages.without_generation_config import without_generation_config
 from meet_training.stages_config import UncontrolledConfig
 
 BATCH_SIZE = 16
@@ -39,7 +39,9 @@ def base_replies(
     What is done is kept in `file`, so that a killed run goes on there. Raises TrainingError where no reply ended.
     """
     done: list[list[list[int]]] = json.loads(file.read_text()) if file.is_file() else []
-    with without_dropout(model), _sampling_plainly(model):
+    # Of what it is not told `generate` takes the own of the model: a penalty on repetition, as many bases have, would
+    # make other replies than those of the base.
+    with without_dropout(model), without_generation_config(model):
         for start in range(len(done) * BATCH_SIZE, len(prompts), BATCH_SIZE):
             torch.manual_seed(seed * 1_000_003 + start)  # each batch by itself, so that a resumed run draws the same
             batch = prompts[start : start + BATCH_SIZE]
@@ -59,19 +61,6 @@ def base_replies(
             f"{config.max_new_tokens} tokens; allow more"
         )
     return ended
-
-
-@contextmanager
-def _sampling_plainly(model: Any) -> Iterator[None]:
-    """Within the block nothing is in force but what `generate` is called with. Of what it is not told it takes the
-    model's own: a penalty on repetition, which many bases have, would make other replies than the base's."""
-    from transformers import GenerationConfig
-
-    own, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 @torch.no_grad()
