@@ -146,12 +146,9 @@ class Run:
     def ask_the_base(self) -> None:
         """What the base itself says, where a stage needs it: replies of its own, and how likely it finds pairs."""
         pairs = [r for group in self.rendered.values() for r in group if r.rejected_ids is not None]
-        wants_pairs = self.config.objective.kind == "preference"
         wants_replies = bool(self._num_uncontrolled) and not self.uncontrolled
-        kept_in = self.checkpoints.file("reference.json") if wants_pairs else None
-        if kept_in is not None and (kept := kept_reference(kept_in, pairs, self.machine)) is not None:
-            self.objective, kept_in = preference_objective(self.config, kept), None
-        if not wants_replies and kept_in is None:
+        wants_pairs = self.config.objective.kind == "preference" and not self._pairs_are_known(pairs)
+        if not wants_replies and not wants_pairs:
             return
         model = self.load_model(self.dtype)
         model.requires_grad_(False)
@@ -169,7 +166,7 @@ class Run:
                     pad_id=self.pad_id,
                     file=self.checkpoints.file("base_replies.json"),
                 )
-        if kept_in is not None:
+        if wants_pairs:
             self._tell_of_pairs()
             reference = reference_logprobs(
                 model,
@@ -180,8 +177,19 @@ class Run:
                 sharded=self.sharded,
             )
             if self.machine.is_main:
-                keep_reference(kept_in, reference)
+                keep_reference(self._reference_file, reference)
             self.objective = preference_objective(self.config, reference)
+
+    @property
+    def _reference_file(self) -> Path:
+        return self.checkpoints.file("reference.json")
+
+    def _pairs_are_known(self, pairs: list[Rendered]) -> bool:
+        """Takes how likely the base finds them from what a run before this kept, where it did."""
+        kept = kept_reference(self._reference_file, pairs, self.machine)
+        if kept is not None:
+            self.objective = preference_objective(self.config, kept)
+        return kept is not None
 
     def _tell_of_pairs(self) -> None:
         paired = {label: sum(r.rejected_ids is not None for r in group) for label, group in self.rendered.items()}
