@@ -106,8 +106,10 @@ class KeyGate:
 def _is_preflight(scope: Scope) -> bool:
     """Whether it is a browser's question if a page may ask. It never has a key, and vLLM's CORS answers it: in front of
     this, but under Ray in the replica. Without an origin CORS would let it through, to what answers any method."""
+    if scope.get("method") != "OPTIONS":
+        return False
     headers = Headers(scope=scope)
-    return scope.get("method") == "OPTIONS" and "origin" in headers and "access-control-request-method" in headers
+    return "origin" in headers and "access-control-request-method" in headers
 
 
 def _presented(headers: Headers) -> str | None:
