@@ -69,7 +69,7 @@ def test_data_in_trls_forms_is_recognised(block: Block) -> None:
     content = yaml.safe_load(block.content)
     for data in TrainConfig.model_validate(MINIMAL | content).data if "data" in content else ():
         opened = open_data(data.relative_to(ROOT / "examples" / "data"))
-        found = {example.preference for _, example in opened.labelled() if example is not None}
+        found = {example.preference for _, example, _ in opened.labelled() if example is not None}
         assert found == {"concise", "detailed"}
 
 
@@ -78,7 +78,7 @@ def test_json_is_rows_of_data(block: Block, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in block.content.splitlines()]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    examples = [example for _, example in open_data(DataConfig(path=path)).labelled()]
+    examples = [example for _, example, _ in open_data(DataConfig(path=path)).labelled()]
     assert len(examples) == len(rows)
 
 

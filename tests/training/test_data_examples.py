@@ -211,7 +211,7 @@ def test_a_snippet_of_the_docs_loads(snippet: str, tmp_path: Path) -> None:
 def _preferences_in(config: TrainConfig, data: Any) -> set[str]:
     from meet_training.data.dataset import open_data
 
-    return {example.preference for _, example in open_data(data).labelled() if example is not None}
+    return {example.preference for _, example, _ in open_data(data).labelled() if example is not None}
 
 
 def test_the_docs_show_every_example() -> None:

@@ -14,6 +14,7 @@ from meet_training.config import TrainConfig
 from meet_training.data.dataset import DataSet, open_data
 from meet_training.data.drawing import Reservoir, shares
 from meet_training.data.forms import UNCONTROLLED, Example, digest, for_objective, gather, load_uncontrolled, pair_up
+from meet_training.data.parsing import Labelled
 from meet_training.data.sources import Row, expand, read_rows
 from meet_training.data_config import DataConfig
 from meet_training.errors import TrainingError
@@ -43,8 +44,12 @@ def in_memory(*rows: dict[str, Any], **options: Any) -> DataSet:
     return DataSet(data, lambda: (Row("d.jsonl", number, row) for number, row in enumerate(rows, 1)))
 
 
+def labelled_in(row: dict[str, Any], labels: dict[str, str]) -> list[Labelled]:
+    return list(in_memory(row, labels=labels).labelled())
+
+
 def examples_in(*rows: dict[str, Any], **options: Any) -> list[Example | None]:
-    return [example for _, example in in_memory(*rows, **options).labelled()]
+    return [example for _, example, _ in in_memory(*rows, **options).labelled()]
 
 
 PAIR = {"chosen": "a", "rejected": "b"}
@@ -113,6 +118,20 @@ class TestForms:
         both = [Example(Q, "r", "a"), Example(Q, "r", "b")]
         assert examples_in({**row, "preference": ["a", "b", "a"]}) == both
         assert examples_in({**row, "preference": "a; b"}, separator=";") == both
+
+    def test_labels_that_mean_one_preference_make_one_example(self) -> None:
+        row = {"prompt": "q", "reply": "r", "preference": ["brief", "formal", "short", "none", "terse"]}
+        labels = {"brief": "concise", "short": "concise", "terse": "concise", "formal": "formal"}
+        found = [
+            (each.label, each.example and each.example.preference, each.again) for each in labelled_in(row, labels)
+        ]
+        assert found == [
+            ("brief", "concise", False),
+            ("formal", "formal", False),
+            ("short", None, True),
+            ("none", None, False),
+            ("terse", None, True),
+        ]
         assert examples_in({**row, "preference": ["x", "y"]}, labels={"x": "b"}) == [Example(Q, "r", "b"), None]
 
     @pytest.mark.parametrize(
@@ -156,13 +175,13 @@ class TestForms:
     def test_scores_by_bounds(self) -> None:
         rows = [{"prompt": "q", "reply": str(i), "score": score} for i, score in enumerate((1, 2.0, "2.9", 3, 9))]
         levels = {"column": "score", "preferences": {"a": {"below": 2}, "b": {"at_least": 3}}}
-        found = [(label, example and example.reply) for label, example in in_memory(*rows, levels=levels).labelled()]
+        found = [(label, example and example.reply) for label, example, _ in in_memory(*rows, levels=levels).labelled()]
         assert found == [("a", "0"), ("(no level)", None), ("(no level)", None), ("b", "3"), ("b", "4")]
 
     def test_what_is_measured_on_the_reply_is_a_score_too(self) -> None:
         rows = [{"prompt": "p", "reply": reply} for reply in ("One.", "One two.", "One two three four.")]
         levels = {"attribute": "words", "by": "quantile", "preferences": {"a": {"below": 0.5}, "b": {"at_least": 0.5}}}
-        assert [label for label, _ in in_memory(*rows, levels=levels).labelled()] == ["a", "b", "b"]
+        assert [label for label, _, _ in in_memory(*rows, levels=levels).labelled()] == ["a", "b", "b"]
 
     def test_an_attribute_that_nobody_measures_is_refused(self) -> None:
         levels = {"attribute": "charm", "preferences": {"a": {"below": 2}}}
@@ -185,7 +204,7 @@ class TestForms:
         levels = {"column": "score", "by": "quantile", "preferences": {"a": {"below": 0.4}, "b": {"at_least": 0.75}}}
         if len(scores) == 5:
             levels["preferences"]["b"] = {"at_least": 0.6}  # type: ignore[index]
-        labels = [label for label, _ in in_memory(*rows, levels=levels, where={"keep": 1}).labelled()]
+        labels = [label for label, _, _ in in_memory(*rows, levels=levels, where={"keep": 1}).labelled()]
         by_label = {label: sorted(s for s, own in zip(scores, labels, strict=True) if own == label) for label in "ab"}
         assert by_label == {"a": low, "b": high}
 
@@ -595,7 +614,7 @@ class TestSources:
         pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
         given = {"path": tmp_path / "train.parquet"} if source == "path" else {"hub": str(tmp_path)}
         rows = open_data(DataConfig.model_validate({**given, "bad_rows": "leave_out"}))
-        found = [example for _, example in rows.labelled()]
+        found = [example for _, example, _ in rows.labelled()]
         assert [example and example.tools for example in found] == [(tool,) for tool in tools]
         assert [example and example.reply for example in found] == [
             {"role": "assistant", "content": "", "tool_calls": [call]} for call in calls

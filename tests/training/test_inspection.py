@@ -61,6 +61,14 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert found.preferences["absent"].whole is None
 
 
+def test_labels_that_mean_one_preference_are_counted_and_its_example_once(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "reply": "a", "preference": labels} for labels in (["short", "brief"], ["long", "odd"])]
+    labels = {"short": "short", "brief": "short", "long": "long"}
+    found = inspect([opened(write(tmp_path / "d.jsonl", *rows), labels=labels)], Words(), Wanted(OPPOSITES))
+    assert found.labels == {"short": 1, "brief": 1, "long": 1, "odd": 1}
+    assert (found.preferences["short"].examples, found.duplicates, found.not_wanted) == (1, 0, 1)
+
+
 def test_what_training_takes(tmp_path: Path) -> None:
     data_sets = [opened(write(tmp_path / "d.jsonl", *ROWS[:5]), weight=weight) for weight in (2, 1)]
     found = inspect(data_sets, Words(), Wanted(OPPOSITES))

@@ -53,7 +53,7 @@ def gather(config: TrainConfig, data_sets: Sequence[DataSet]) -> dict[str, list[
     seen: set[str] = set()
     for number, data_set in enumerate(data_sets):
         with reading(data_set.labelled()) as rows:
-            for label, example in rows:
+            for label, example, _ in rows:
                 seen.add(label)
                 if example is None:
                     continue

@@ -132,13 +132,13 @@ def inspect(
         draws = Draws(wanted.opposites, weights, wanted.limit, wanted.seed)
     for number, data_set in enumerate(data_sets):
         with reading(data_set.labelled()) as rows:
-            for label, example in rows:
+            for label, example, again in rows:
                 labels[label] += 1
                 num_seen += 1
                 if on_example:
                     on_example(num_seen)
                 if example is None:
-                    num_not_wanted += 1
+                    num_not_wanted += not again
                     continue
                 first = first or example
                 _count(groups.setdefault(example.preference, _Group()), number, example, measure)

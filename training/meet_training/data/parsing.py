@@ -19,10 +19,14 @@ _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class Labelled(NamedTuple):
-    """The label that the data gives a reply, and the reply as example; none where it is data of no preference."""
+    """The label that the data gives a reply, and the reply as example; none where it is data of no preference.
+
+    `again`: none either, since another label of the reply means the same preference and has the example already.
+    """
 
     label: str
     example: Example | None
+    again: bool = False
 
 
 def labelled(row: Row, data: DataConfig, recognised: Recognised, ends: Ends) -> list[Labelled]:
@@ -35,9 +39,7 @@ def labelled(row: Row, data: DataConfig, recognised: Recognised, ends: Ends) -> 
     if data.levels is not None:
         label = level_of(score_of(row, data.levels, columns), ends)
         return [Labelled(label or NO_LEVEL, _answered(row, data, columns, label))]
-    labels = _labels(row, columns.preference, data.separator)
-    wanted = {label: data.labels.get(label) if data.labels else label for label in labels}
-    return [Labelled(label, _answered(row, data, columns, preference)) for label, preference in wanted.items()]
+    return _of_labels(row, data, columns)
 
 
 def uncontrolled(row: Row, data: DataConfig, recognised: Recognised) -> Example:
@@ -116,6 +118,18 @@ def _labels(row: Row, field: str, separator: str | None) -> list[str]:
     if not all(labels):
         raise row.mistake(field, f"must be labels with {separator!r} between them, {conversations.found(value)}")
     return list(dict.fromkeys(labels))
+
+
+def _of_labels(row: Row, data: DataConfig, columns: Columns) -> list[Labelled]:
+    """The reply under each of its labels, and as an example once for each preference that they mean."""
+    found: list[Labelled] = []
+    preferences: set[str] = set()
+    for label in _labels(row, columns.preference, data.separator):
+        preference = data.labels.get(label) if data.labels else label
+        again = preference in preferences
+        found.append(Labelled(label, None if again else _answered(row, data, columns, preference), again))
+        preferences |= {preference} if preference is not None else set()
+    return found
 
 
 def _of_truth(row: Row, data: DataConfig, columns: Columns) -> Labelled:
