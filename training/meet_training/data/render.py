@@ -8,10 +8,11 @@ Where every turn of the assistant's is learned, that holds at each of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meet_training.data.example import Example, Message
 from meet_training.errors import TrainingError
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Ids = tuple[int, ...]
+
+EXAMPLES_AT_ONCE = 256
+"""Examples whose texts go to the tokenizer together, which has a thread for each processor; told of as one."""
+
+OnRendered = Callable[[int, int], None]
+"""How many examples are rendered, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +82,12 @@ def render(example: Example, tokenizer: PreTrainedTokenizerBase, end_ids: Collec
     the end of sequence, which is added where the template has none of these. Raises TrainingError where the template
     cannot show the conversation so, or leaves out tools that it has.
     """
-    template = _Template(tokenizer, example.tools, end_ids)
-    reply = _message(example.reply)
-    if example.supervise == "all":
-        return _render_all_turns([*example.messages, reply], template)
-    prompt_ids, reply_ids = template.turn([*example.messages], reply)
-    rejected_ids = None
-    if example.rejected is not None:
-        _, rejected_ids = template.turn([*example.messages], _message(example.rejected))
-    return Rendered(prompt_ids, reply_ids, rejected_ids=rejected_ids)
+    return _Renderer(tokenizer, end_ids).rendered([example])[0]
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> Ids:
     """Token ids of a conversation that is to be answered, as the server sends them. Raises TrainingError."""
-    return _Template(tokenizer, None).prompt([*messages])
+    return _encoded([_Template(tokenizer, None).text([*messages], generate=True)], tokenizer)[0]
 
 
 def render_all(
@@ -96,13 +95,21 @@ def render_all(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     end_ids: Collection[int] = (),
+    on_rendered: OnRendered | None = None,
 ) -> dict[str, list[Rendered]]:
     """Every example that has at most `max_length` tokens. A longer one is left out, not cut: a cut reply
     would teach the model never to end its turn. A rejected reply that makes it longer is left out alone.
 
     Raises TrainingError where none of a preference is left.
     """
-    rendered = {label: [render(example, tokenizer, end_ids) for example in group] for label, group in examples.items()}
+    renderer = _Renderer(tokenizer, end_ids)
+    num_all = sum(map(len, examples.values()))
+    rendered: dict[str, list[Rendered]] = {label: [] for label in examples}
+    for label, given in examples.items():
+        for start in range(0, len(given), EXAMPLES_AT_ONCE):
+            rendered[label] += renderer.rendered(given[start : start + EXAMPLES_AT_ONCE])
+            if on_rendered:
+                on_rendered(sum(map(len, rendered.values())), num_all)
     kept = {label: [_fit(r, max_length) for r in group if len(r) <= max_length] for label, group in rendered.items()}
     for label, group in kept.items():
         if not group:
@@ -120,87 +127,144 @@ def _fit(rendered: Rendered, max_length: int) -> Rendered:
     return replace(rendered, rejected_ids=None)
 
 
-def _render_all_turns(conversation: list[Message], template: _Template) -> Rendered:
-    """The conversation with each of the assistant's turns supervised, as the server would have led up to it."""
-    ids: Ids = ()
+class _Turn(NamedTuple):
+    """A text that the server sends, and what a reply adds to it, without the end of sequence that it may lack."""
+
+    prompt: str
+    answer: str
+
+
+class _Renderer:
+    """Renders examples of any number, and encodes what they have in common once: the prompt of a pair, or of all
+    preferences, and a reply that is chosen in one example and rejected in another. Their ids are the same objects."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._end_ids = {tokenizer.eos_token_id, *end_ids}
+        self._prompts: dict[bytes, Ids] = {}
+        self._replies: dict[tuple[bytes, bytes], Ids] = {}
+
+    def rendered(self, examples: Sequence[Example]) -> list[Rendered]:
+        """Those examples in order. Raises TrainingError."""
+        turns = [self._turns(example) for example in examples]
+        self._encode([turn for each in turns for turn in each])
+        return [self._put_together(example, each) for example, each in zip(examples, turns, strict=True)]
+
+    def _turns(self, example: Example) -> list[_Turn]:
+        """The turns that are learned, in order; of a pair the chosen one and the rejected one."""
+        template = _Template(self._tokenizer, example.tools)
+        replies = [example.reply] if example.rejected is None else [example.reply, example.rejected]
+        if example.supervise == "last":
+            return template.turns([*example.messages], [_message(reply) for reply in replies])
+        whole = [*example.messages, _message(example.reply)]
+        places = [place for place, message in enumerate(whole) if message["role"] == "assistant"]
+        return [turn for place in places for turn in template.turns(whole[:place], [whole[place]])]
+
+    def _put_together(self, example: Example, turns: Sequence[_Turn]) -> Rendered:
+        ids = [self._ids(turn) for turn in turns]
+        if example.supervise == "all":
+            return _all_turns(ids)
+        prompt_ids, reply_ids = ids[0]
+        return Rendered(prompt_ids, reply_ids, rejected_ids=ids[1][1] if len(ids) > 1 else None)
+
+    def _ids(self, turn: _Turn) -> tuple[Ids, Ids]:
+        """The ids that the server sends, and those that the reply adds to them."""
+        return self._prompts[_key(turn.prompt)], self._replies[_keys(turn)]
+
+    def _encode(self, turns: Iterable[_Turn]) -> None:
+        """Learns the ids of turns.
+
+        Some tokenizers (of Llama 2, Mistral) put a space before the first word of a text: by itself a reply would get
+        one that the model does not put behind a prompt. Where ids of both run into one another it is by itself all the
+        same, since the server encodes the prompt so.
+        """
+        new = [turn for turn in dict.fromkeys(turns) if _keys(turn) not in self._replies]
+        prompts = [text for text in dict.fromkeys(turn.prompt for turn in new) if _key(text) not in self._prompts]
+        self._prompts.update(zip(map(_key, prompts), _encoded(prompts, self._tokenizer), strict=True))
+        alone = []
+        for turn, whole in zip(
+            new, _encoded([turn.prompt + turn.answer for turn in new], self._tokenizer), strict=True
+        ):
+            before = self._prompts[_key(turn.prompt)]
+            if whole[: len(before)] == before:
+                self._replies[_keys(turn)] = self._ended(whole[len(before) :])
+            else:
+                alone.append(turn)
+        for turn, ids in zip(alone, _encoded([turn.answer for turn in alone], self._tokenizer), strict=True):
+            self._replies[_keys(turn)] = self._ended(ids)
+
+    def _ended(self, ids: Ids) -> Ids:
+        """The same with the end of sequence, where the template puts nothing that ends the reply."""
+        return ids if ids and ids[-1] in self._end_ids else (*ids, self._tokenizer.eos_token_id)
+
+
+def _key(text: str) -> bytes:
+    """What a text is known by, shorter than most texts: of a hundred thousand rows all would be kept."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _keys(turn: _Turn) -> tuple[bytes, bytes]:
+    return _key(turn.prompt), _key(turn.answer)
+
+
+def _encoded(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[Ids]:
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)
+    return [tuple(map(_one_of_each, ids)) for ids in encoded["input_ids"]]
+
+
+def _all_turns(turns: Sequence[tuple[Ids, Ids]]) -> Rendered:
+    """A conversation with each of the assistant's turns supervised, as the server would have led up to it."""
+    first_prompt, ids = turns[0][0], turns[0][0]
     mask: list[bool] = []
-    first_prompt: Ids | None = None
-    for place, message in enumerate(conversation):
-        if message["role"] != "assistant":
-            continue
-        prompt_ids, reply_ids = template.turn(conversation[:place], message)
+    for prompt_ids, reply_ids in turns:
         if prompt_ids[: len(ids)] != ids:
             raise TrainingError(
                 "supervise: all: the chat template of the base renders the assistant's earlier turns differently from "
                 "how they were generated, so a later prompt would not be the one that the server sends; use "
                 "supervise: last"
             )
-        if first_prompt is None:
-            first_prompt, mask = prompt_ids, []
-        else:
-            mask += [False] * (len(prompt_ids) - len(ids))
-        mask += [True] * len(reply_ids)
+        mask += [False] * (len(prompt_ids) - len(ids)) + [True] * len(reply_ids)
         ids = prompt_ids + reply_ids
-    first_prompt = first_prompt or ()
     return Rendered(first_prompt, ids[len(first_prompt) :], None if all(mask) else tuple(mask))
 
 
 class _Template:
     """The model's chat template, for conversations with the same tools on offer."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        tools: tuple[dict[str, Any], ...] | None,
-        end_ids: Collection[int] = (),
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tools: tuple[dict[str, Any], ...] | None) -> None:
         self.tokenizer = tokenizer
         self.tools = list(tools) if tools else None
-        self.end_ids = {tokenizer.eos_token_id, *end_ids}
 
-    def turn(self, conversation: list[Message], reply: Message) -> tuple[Ids, Ids]:
-        """The ids that the server sends for the conversation, and those that the reply adds to them."""
-        prompt = self._text(conversation, generate=True)
-        if self.tools and prompt == self._text(conversation, generate=True, tools=False):
+    def turns(self, conversation: list[Message], replies: Sequence[Message]) -> list[_Turn]:
+        """A turn for each reply to a conversation. Raises TrainingError."""
+        prompt = self.text(conversation, generate=True)
+        if self.tools and prompt == self.text(conversation, generate=True, tools=False):
             raise TrainingError(
                 "base: its chat template shows the model no tools, so those of the data would be lost; take a base "
                 "whose template does, or leave them out: name a column that the data lacks as columns.tools"
             )
-        full = self._text([*conversation, reply], generate=False)
+        return [self._turn(prompt, conversation, reply) for reply in replies]
+
+    def _turn(self, prompt: str, conversation: list[Message], reply: Message) -> _Turn:
+        full = self.text([*conversation, reply], generate=False)
         if not full.startswith(prompt):
             raise TrainingError(
                 "base: its chat template renders a conversation differently once it is answered, so the prompt that "
                 "the server sends would not be the one that was trained"
             )
-        answer = full[len(prompt) :].rstrip()
         if "tool_calls" in reply:
             self._check_shows_calls(conversation, reply, full)
-        return self._encoded(prompt, answer)
-
-    def prompt(self, conversation: list[Message]) -> Ids:
-        """The ids of a conversation that is to be answered."""
-        return self._ids(self._text(conversation, generate=True))
-
-    def _ids(self, text: str) -> Ids:
-        return tuple(map(_one_of_each, self.tokenizer(text, add_special_tokens=False)["input_ids"]))
-
-    def _encoded(self, prompt: str, answer: str) -> tuple[Ids, Ids]:
-        """Ids of both, with the end of sequence where the template puts nothing that ends the reply.
-
-        Some tokenizers (of Llama 2, Mistral) put a space before the first word of a text: by itself a reply would get
-        one that the model does not put behind a prompt. Where ids of both run into one another it is by itself all the
-        same, since the server encodes the prompt so.
-        """
-        before, whole = self._ids(prompt), self._ids(prompt + answer)
-        ids = whole[len(before) :] if whole[: len(before)] == before else self._ids(answer)
-        return before, ids if ids and ids[-1] in self.end_ids else (*ids, self.tokenizer.eos_token_id)
+        return _Turn(prompt, full[len(prompt) :].rstrip())
 
     def _check_shows_calls(self, conversation: list[Message], reply: Message, full: str) -> None:
         silent = {key: value for key, value in reply.items() if key != "tool_calls"}
-        if full == self._text([*conversation, silent], generate=False):
+        if full == self.text([*conversation, silent], generate=False):
             raise TrainingError("base: its chat template shows no tool calls of the assistant's, which the data has")
 
-    def _text(self, conversation: list[Message], *, generate: bool, tools: bool = True) -> str:
+    def text(self, conversation: list[Message], *, generate: bool, tools: bool = True) -> str:
+        """A conversation as the template writes it, with the beginning of the reply where it is to `generate` one."""
         from jinja2 import TemplateError
 
         try:
