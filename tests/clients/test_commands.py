@@ -122,6 +122,9 @@ class TestTrain:
         def train(config: Any, *, replace: bool, callbacks: list[Any]) -> Bundle:
             asked.append((config, replace))
             callbacks[0].on_phase("fetching the base")
+            callbacks[0].on_part("examples rendered", 256, 300)
+            callbacks[0].on_part("examples rendered", 290, 300)
+            callbacks[0].on_part("examples rendered", 300, 300)
             for step in (1, 2):
                 callbacks[0].on_step(
                     SimpleNamespace(
@@ -138,6 +141,8 @@ class TestTrain:
         ((used, replace),) = asked
         assert (used.stage1.epochs, used.name, replace) == (3.0, "other", True)
         assert "fetching the base ..." in outcome.err
+        rendered = [line for line in outcome.err.splitlines() if "rendered" in line]
+        assert rendered == ["examples rendered: 256/300", "examples rendered: 300/300"]
         assert "stage1: 2/2, loss 0.500, 321 tokens/s, 3 min 20 s left" in outcome.err
         assert str(bundle.path) in outcome.out
         assert json.loads(figures.read_text())["stages"] == [

@@ -447,6 +447,9 @@ def test_callbacks_hear_all_of_a_run_in_order(make_config: MakeConfig) -> None:
         def on_phase(self, what: str) -> None:
             heard.append(what.split()[0])
 
+        def on_part(self, what: str, num_done: int, num_all: int) -> None:
+            heard.append(f"{what} {num_done}/{num_all}")
+
         def on_step(self, progress: TrainProgress) -> None:
             heard.append(f"{progress.stage} {progress.step}/{progress.num_steps} {sorted(progress.losses)}")
 
@@ -462,6 +465,8 @@ def test_callbacks_hear_all_of_a_run_in_order(make_config: MakeConfig) -> None:
     )
     both = "['long', 'short']"
     assert heard == [
+        "examples rendered 6/12",
+        "examples rendered 12/12",
         "start 3e-05",
         f"stage1 1/1 {both}",
         "end of stage1",

@@ -24,6 +24,9 @@ class Callback:
     def on_phase(self, what: str) -> None:
         """Something slow begins that has no steps: fetching the base, writing the bundle."""
 
+    def on_part(self, what: str, num_done: int, num_all: int) -> None:
+        """So much of something slow is done that is counted but has no steps: examples rendered."""
+
     def on_step(self, progress: TrainProgress) -> None:
         """A step of a stage is done."""
 
@@ -47,6 +50,10 @@ class Callbacks(Callback):
     def on_phase(self, what: str) -> None:
         for callback in self._callbacks:
             callback.on_phase(what)
+
+    def on_part(self, what: str, num_done: int, num_all: int) -> None:
+        for callback in self._callbacks:
+            callback.on_part(what, num_done, num_all)
 
     def on_step(self, progress: TrainProgress) -> None:
         for callback in self._callbacks:

@@ -6,6 +6,7 @@ Writes no bundle: `run` does, with what both stages leave behind.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ class Run:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
         check_tokenizer(self.tokenizer, config.base)
         self.end_ids = end_ids(folder, self.tokenizer)
+        self.callbacks = callbacks or Callback()
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         examples = forms.for_objective(examples, self.config)
         self.rendered = self.render(examples)
@@ -80,11 +82,10 @@ class Run:
         self.data_digest = forms.digest(examples)
         self.base = describe_base(config.base, folder)
         self.record = Record()
-        self.callbacks = callbacks or Callback()
         self.objective = Objective()
         self._num_uncontrolled = uncontrolled.num_needed(self.config, self.rendered)
         from_data = uncontrolled.from_data(self.config, self._num_uncontrolled)
-        rendered = render_all(from_data, self.tokenizer, self.config.max_length, self.end_ids)
+        rendered = self._rendered(from_data, "uncontrolled examples rendered")
         self.uncontrolled = [example for group in rendered.values() for example in group]
         started_from = open_bundle(config.start_from, verify=False) if config.start_from else None
         content = {
@@ -98,7 +99,14 @@ class Run:
 
     def render(self, examples: dict[str, list[forms.Example]]) -> dict[str, list[Rendered]]:
         """What is trained on, by preference. Raises TrainingError."""
-        return render_all(examples, self.tokenizer, self.config.max_length, self.end_ids)
+        return self._rendered(examples)
+
+    def _rendered(
+        self, examples: dict[str, list[forms.Example]], what: str = "examples rendered"
+    ) -> dict[str, list[Rendered]]:
+        """Those that are not too long, telling how many are done, and of `what`."""
+        tell = partial(self.callbacks.on_part, what)
+        return render_all(examples, self.tokenizer, self.config.max_length, self.end_ids, tell)
 
     def both_stages(self) -> Trained:
         """Both stages, and what they leave behind for the bundle."""

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from meet_training.callbacks import Callback
 from meet_training.config import TrainConfig, describe
 from meet_training.data.example import Example
-from meet_training.data.render import Rendered, render_all
+from meet_training.data.render import Rendered
 from meet_training.errors import TrainingError
 from meet_training.rivals.compare_config import CompareConfig
 from meet_training.rivals.no_controls import NoControls
@@ -45,7 +45,7 @@ class RivalRun(Run):
 
     def render(self, examples: dict[str, list[Example]]) -> dict[str, list[Rendered]]:  # noqa: ARG002
         # The objective took the pairs out of `examples` where it does not look at them; a rendering may.
-        pairs = render_all(self._pairs, self.tokenizer, self.config.max_length, self.end_ids)
+        pairs = self._rendered(self._pairs)
         return self._job.rendering.training(pairs, self.tokenizer)
 
     def attach(self, model: PreTrainedModel) -> ControlSet:

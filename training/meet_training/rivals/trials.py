@@ -202,6 +202,9 @@ class _Telling(Callback):
     def __init__(self, name: str, tell: Tell) -> None:
         self._name, self._tell = name, tell
 
+    def on_part(self, what: str, num_done: int, num_all: int) -> None:
+        self._tell(f"{self._name}: {what}", num_done, num_all, "")
+
     def on_step(self, progress: TrainProgress) -> None:
         words = f"loss {progress.loss:.3f}, {progress.tokens_per_s:.0f} tokens/s"
         self._tell(f"{self._name}: {progress.stage}", progress.step, progress.num_steps, words)

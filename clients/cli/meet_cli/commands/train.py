@@ -72,6 +72,9 @@ def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tupl
             def on_phase(self, what: str) -> None:
                 tell_step(what)
 
+            def on_part(self, what: str, num_done: int, num_all: int) -> None:
+                tell(what, num_done, num_all, "")
+
             def on_step(self, progress: TrainProgress) -> None:
                 last[progress.stage] = progress
                 _tell(tell, progress)
