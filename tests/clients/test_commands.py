@@ -125,6 +125,7 @@ class TestTrain:
             callbacks[0].on_part("examples rendered", 256, 300)
             callbacks[0].on_part("examples rendered", 290, 300)
             callbacks[0].on_part("examples rendered", 300, 300)
+            callbacks[0].on_warning("the disk is small")
             for step in (1, 2):
                 callbacks[0].on_step(
                     SimpleNamespace(
@@ -143,6 +144,7 @@ class TestTrain:
         assert "fetching the base ..." in outcome.err
         rendered = [line for line in outcome.err.splitlines() if "rendered" in line]
         assert rendered == ["examples rendered: 256/300", "examples rendered: 300/300"]
+        assert "warning: the disk is small\n" in outcome.err
         assert "stage1: 2/2, loss 0.500, 321 tokens/s, 3 min 20 s left" in outcome.err
         assert str(bundle.path) in outcome.out
         assert json.loads(figures.read_text())["stages"] == [

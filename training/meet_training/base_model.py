@@ -118,6 +118,19 @@ def load_causal(source: Path, dtype: torch.dtype, **options: Any) -> PreTrainedM
     return model if model.config.get_text_config() is model.config else _text_part(source, model)
 
 
+def shape_of(source: Path, config: PretrainedConfig) -> PreTrainedModel:
+    """What `load_causal` would give, without weights: its layers and their sizes, on the device `meta`.
+
+    Raises TrainingError as that does.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model if config.get_text_config() is config else _text_part(source, model)
+
+
 def _text_part(source: Path, model: Any) -> PreTrainedModel:
     """The causal language model inside one that reads images too (Gemma 3), with that one's own layers: its encoder of
     images learns nothing from text, and engines know adapters of it by other names, or not at all."""

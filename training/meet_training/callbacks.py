@@ -27,6 +27,9 @@ class Callback:
     def on_part(self, what: str, num_done: int, num_all: int) -> None:
         """So much of something slow is done that is counted but has no steps: examples rendered."""
 
+    def on_warning(self, what: str) -> None:
+        """Something that may end the run later, or spoil what it makes. It goes on."""
+
     def on_step(self, progress: TrainProgress) -> None:
         """A step of a stage is done."""
 
@@ -54,6 +57,10 @@ class Callbacks(Callback):
     def on_part(self, what: str, num_done: int, num_all: int) -> None:
         for callback in self._callbacks:
             callback.on_part(what, num_done, num_all)
+
+    def on_warning(self, what: str) -> None:
+        for callback in self._callbacks:
+            callback.on_warning(what)
 
     def on_step(self, progress: TrainProgress) -> None:
         for callback in self._callbacks:

@@ -29,6 +29,9 @@ from meet_training.stages_config import (
 MAX_SEED = 2**43
 """Every step draws by a number made of the seed and its own, a million times the seed and more; torch takes 64 bits."""
 
+MIN_LENGTH = 8
+"""Tokens of prompt and reply that `max_length` leaves at least."""
+
 NOT_YAML = (yaml.YAMLError, ValueError)
 """What reading YAML raises. ValueError: text that is not UTF-8, and a date or number that there is none of."""
 
@@ -67,7 +70,9 @@ class TrainConfig(Section):
     examples_per_preference: int | None = Field(
         default=None, ge=1, description="take no more; drawn by the seed, where the objective wants pairs by prompt"
     )
-    max_length: int = Field(default=1024, ge=8, description="tokens of prompt and reply; longer ones are left out")
+    max_length: int = Field(
+        default=1024, ge=MIN_LENGTH, description="tokens of prompt and reply; longer ones are left out"
+    )
     tokens_per_pass: int = Field(default=1024, ge=8, description="tokens in one pass over the model")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the arithmetic; auto takes bfloat16 where the machine is fast at it"

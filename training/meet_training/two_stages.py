@@ -21,6 +21,7 @@ from meet_training.base_model import (
     load_causal,
     load_tokenizer,
     own_dtype,
+    shape_of,
 )
 from meet_training.callbacks import Callback
 from meet_training.config import TrainConfig
@@ -30,6 +31,7 @@ from meet_training.data import forms
 from meet_training.data.batches import Schedule, make_schedule
 from meet_training.data.render import Rendered, check_tokenizer, render_all
 from meet_training.export import Trained
+from meet_training.positions import beyond_positions, check_max_length, check_room_for_replies, positions_of
 from meet_training.stages import uncontrolled
 from meet_training.stages.checkpoint import CheckpointFolder, run_key
 from meet_training.stages.loop_settings import loop_settings
@@ -71,6 +73,8 @@ class Run:
         self.dtype = choose_dtype(config.precision, self.machine.device)
         model_config = check_causal_model(folder)
         self.own_dtype = own_dtype(model_config)
+        self.positions = positions_of(shape_of(folder, model_config))
+        check_max_length(config, self.positions)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
         check_tokenizer(self.tokenizer, config.base)
         self.end_ids = end_ids(folder, self.tokenizer)
@@ -87,6 +91,9 @@ class Run:
         from_data = uncontrolled.from_data(self.config, self._num_uncontrolled)
         rendered = self._rendered(from_data, "uncontrolled examples rendered")
         self.uncontrolled = [example for group in rendered.values() for example in group]
+        if self._num_uncontrolled and not from_data:
+            asked = uncontrolled.prompts_asked(self.rendered, self._num_uncontrolled)
+            check_room_for_replies(config, asked, self.positions)
         started_from = open_bundle(config.start_from, verify=False) if config.start_from else None
         content = {
             "data": self.data_digest,
@@ -127,6 +134,7 @@ class Run:
     def tune(self) -> tuple[PreTrainedModel, ControlSet]:
         """What comes before, stage 1, then stage 2, each from where the checkpoint says. The controls are attached."""
         self._tell_what_is_left_out()
+        self.warn()
         saved = self.checkpoints.load(on_other=self._tell_of_other_checkpoint)
         self.machine.check_alike("checkpoint", (saved["stage"], saved["step"]) if saved else None)
         if saved:
@@ -145,6 +153,12 @@ class Run:
         if any(num for num, _ in nums.values()):
             of_each = ", ".join(f"{label} {num} of {num_given}" for label, (num, num_given) in nums.items())
             self.callbacks.on_phase(f"examples longer than max_length ({self.config.max_length}) left out: {of_each}")
+
+    def warn(self) -> None:
+        """Of what may spoil what the run makes."""
+        examples = [example for group in self.rendered.values() for example in group]
+        if (beyond := beyond_positions(self.config, examples, self.positions)) is not None:
+            self.callbacks.on_warning(beyond)
 
     def _tell_of_other_checkpoint(self) -> None:
         self.callbacks.on_phase(

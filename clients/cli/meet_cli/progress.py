@@ -78,6 +78,11 @@ def tell_step(words: str) -> None:
     click.echo(f"{words} ...", err=True)
 
 
+def tell_warning(words: str) -> None:
+    """Tells on stderr what does not end the command now, and may later."""
+    click.echo(f"warning: {words}", err=True)
+
+
 def duration(seconds: float) -> str:
     """A number of seconds in the words that a person would use: `45 s`, `3 min 20 s`, `1 h 5 min`."""
     whole = max(0, round(seconds))

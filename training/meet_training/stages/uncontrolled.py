@@ -9,7 +9,7 @@ from typing import Any
 from meet_training.config import TrainConfig
 from meet_training.data import forms
 from meet_training.data.batches import num_uncontrolled
-from meet_training.data.render import Rendered
+from meet_training.data.render import Ids, Rendered
 from meet_training.stages.base_replies import base_replies
 from meet_training.stages.optimise import UNCONTROLLED_NAME
 from meet_training.stages_config import Stage1Config, Stage2Config
@@ -30,6 +30,11 @@ def from_data(config: TrainConfig, num: int) -> dict[str, list[forms.Example]]:
     return {UNCONTROLLED_NAME: forms.load_uncontrolled(data, limit=num, seed=config.seed)}
 
 
+def prompts_asked(rendered: Mapping[str, Sequence[Rendered]], num: int) -> list[Ids]:
+    """At most so many of the prompts, each once."""
+    return list(dict.fromkeys(r.prompt_ids for group in rendered.values() for r in group))[:num]
+
+
 def from_base(
     config: TrainConfig,
     model: Any,
@@ -41,10 +46,9 @@ def from_base(
     file: Path,
 ) -> list[Rendered]:
     """The base's own replies to at most so many of the prompts; `file` keeps what is done."""
-    prompts = dict.fromkeys(r.prompt_ids for group in rendered.values() for r in group)
     return base_replies(
         model,
-        list(prompts)[:num],
+        prompts_asked(rendered, num),
         config.uncontrolled,
         end_ids=end_ids,
         pad_id=pad_id,

@@ -13,7 +13,7 @@ from meet_cli.errors import CommandError
 from meet_cli.extras import require
 from meet_cli.figures import json_option, write_figures
 from meet_cli.processes import is_main_process
-from meet_cli.progress import Tell, duration, tell_step, telling
+from meet_cli.progress import Tell, duration, tell_step, tell_warning, telling
 
 if TYPE_CHECKING:
     from meet_bundle import Bundle
@@ -74,6 +74,9 @@ def train_with_progress(config: TrainConfig, *, overwrite: bool = False) -> tupl
 
             def on_part(self, what: str, num_done: int, num_all: int) -> None:
                 tell(what, num_done, num_all, "")
+
+            def on_warning(self, what: str) -> None:
+                tell_warning(what)
 
             def on_step(self, progress: TrainProgress) -> None:
                 last[progress.stage] = progress
