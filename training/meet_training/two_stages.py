@@ -34,6 +34,7 @@ from meet_training.export import Trained
 from meet_training.positions import beyond_positions, check_max_length, check_room_for_replies, positions_of
 from meet_training.stages import uncontrolled
 from meet_training.stages.checkpoint import CheckpointFolder, run_key
+from meet_training.stages.disk_space import lacking_space, needed_bytes
 from meet_training.stages.loop_settings import loop_settings
 from meet_training.stages.machine import Machine, choose_dtype
 from meet_training.stages.objective import Objective
@@ -73,8 +74,10 @@ class Run:
         self.dtype = choose_dtype(config.precision, self.machine.device)
         model_config = check_causal_model(folder)
         self.own_dtype = own_dtype(model_config)
-        self.positions = positions_of(shape_of(folder, model_config))
+        shape = shape_of(folder, model_config)
+        self.positions = positions_of(shape)
         check_max_length(config, self.positions)
+        self._needed_bytes = needed_bytes(config, shape, self.own_dtype)
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(folder)
         check_tokenizer(self.tokenizer, config.base)
         self.end_ids = end_ids(folder, self.tokenizer)
@@ -155,10 +158,12 @@ class Run:
             self.callbacks.on_phase(f"examples longer than max_length ({self.config.max_length}) left out: {of_each}")
 
     def warn(self) -> None:
-        """Of what may spoil what the run makes."""
+        """Of what may end a run when most of it is done, or spoil what it makes."""
         examples = [example for group in self.rendered.values() for example in group]
-        if (beyond := beyond_positions(self.config, examples, self.positions)) is not None:
-            self.callbacks.on_warning(beyond)
+        lacking = lacking_space(self.config.output.parent, self._needed_bytes, self.checkpoints.num_bytes)
+        for warning in (beyond_positions(self.config, examples, self.positions), lacking):
+            if warning is not None:
+                self.callbacks.on_warning(warning)
 
     def _tell_of_other_checkpoint(self) -> None:
         self.callbacks.on_phase(

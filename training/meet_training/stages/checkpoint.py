@@ -102,6 +102,12 @@ class CheckpointFolder:
             on_other()
         return None
 
+    @property
+    def num_bytes(self) -> int:
+        """What the checkpoint that is there takes, of whichever run; 0 where there is none."""
+        file = self._folder / "checkpoint.pt"
+        return file.stat().st_size if file.is_file() else 0
+
     def is_due(self) -> bool:
         """Whether the interval is over."""
         return time.monotonic() - self._last >= self._every_s
