@@ -84,6 +84,29 @@ def test_replies_of_other_prompts_and_prompts_of_other_replies_are_their_own(tok
     assert render_all(examples, tokenizer, NEVER_CUT)["a"] == [by_itself(e, tokenizer, (2,)) for e in examples["a"]]
 
 
+def test_a_reply_is_encoded_as_what_stands_behind_each_of_its_prompts() -> None:
+    """Behind one prompt it runs into it, so that it is by itself there, with the space that starts a text."""
+    tokenizer = running_together()
+    examples = [Example(({"role": "user", "content": asked},), "yes", "a") for asked in ("hm", "so")]
+    behind, by_itself = render_all({"a": examples}, tokenizer, NEVER_CUT)["a"]
+    assert tokenizer.convert_ids_to_tokens(behind.reply_ids) == ["y", "e", "s", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(by_itself.reply_ids) == ["▁", "y", "e", "s", "</s>"]
+
+
+def running_together() -> Any:
+    """A tokenizer of characters that starts texts with a space and takes `oy` for one, with no mark behind prompts."""
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: number for number, token in enumerate(["<unk>", "</s>", *"▁ehmosy", "oy"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("o", "y")], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Prepend("▁")
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+
+
 @pytest.mark.parametrize("name", ["pairwise", "pointwise", "hh", "prompt_completion", "mixed"])
 def test_ids_of_the_examples_are_those_of_each_by_itself(
     name: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
