@@ -58,9 +58,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured."""
+    """How much is measured; `pairs` None: as many as a row has."""
 
-    pairs: int
+    pairs: int | None
     seconds: float
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         "--only", metavar="TEXT", default="", help="of those, the rows with TEXT in their name, as in ', 32 at once'"
     )
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--pairs", type=int, default=21, help="measurements of each side, or as many as a row has")
+    parser.add_argument("--pairs", type=int, help="measurements of each side; by default as many as a row has")
     parser.add_argument("--quick", action="store_true", help="a look, not a measurement: no bound is checked")
     options = parser.parse_args(listed[:at])
     # Rows are named before anything is served, so that no engine starts for none of them.
@@ -115,7 +115,7 @@ def measure(row: Row, size: Size, load: Load) -> Result:
     seconds_each = quick / 1000 if row.prompt_tokens else row.concurrent * row.num_tokens / quick
     num_requests = row.concurrent * max(1, round(size.seconds / seconds_each))
     ours, other = [], []
-    for index in range(min(size.pairs, row.pairs)):
+    for index in range(size.pairs or row.pairs):
         for side in sides if index % 2 else sides[::-1]:
             (ours if side is row.ours else other).append(load.run(row, side, num_requests))
     value, other_value = (statistics.median(each.value for each in many) for many in (ours, other))

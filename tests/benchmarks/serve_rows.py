@@ -175,6 +175,10 @@ ROWS: dict[str, Group] = {
         lambda served: soft_prompt_rows(served, "of 8 tokens after the prompt"),
         lambda scratch: soft_prompts(scratch, 256, 8, "after_prompt"),
     ),
+    "soft-prompts-after-4": Group(
+        lambda served: soft_prompt_rows(served, "of 4 tokens after the prompt"),
+        lambda scratch: soft_prompts(scratch, 256, 4, "after_prompt"),
+    ),
     "soft-prompts-before": Group(
         lambda served: soft_prompt_rows(served, "of 32 tokens before the prompt"),
         lambda scratch: soft_prompts(scratch, 256, 32, "before_prompt"),

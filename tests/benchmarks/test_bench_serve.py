@@ -37,6 +37,12 @@ def test_a_ratio_is_the_median_of_the_pairs() -> None:
     assert (result.ours, result.other) == (300, 100)
 
 
+@pytest.mark.parametrize(("asked", "measured"), [(None, 7), (3, 3), (9, 9)])
+def test_a_row_says_how_many_pairs_unless_the_command_does(asked: int | None, measured: int) -> None:
+    result = measure(replace(ROW, pairs=7), Size(pairs=asked, seconds=0), Scripted([1] * 9, [1] * 9))
+    assert len(result.pairs) == measured
+
+
 def test_sides_take_turns_and_none_is_always_first() -> None:
     load = Scripted([1] * 4, [1] * 4)
     measure(ROW, Size(pairs=4, seconds=0), load)
