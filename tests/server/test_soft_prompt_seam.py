@@ -150,6 +150,32 @@ class TestWhatAClientIsTold:
             got.append(output.num_cached_tokens)
         assert got == visible
 
+    @pytest.mark.parametrize(
+        ("placement", "cached", "created", "visible"),
+        [
+            # Four virtual tokens and then ten of the prompt, in blocks of two.
+            ("before_prompt", 0, 14, 10),
+            ("before_prompt", 0, 4, 0),
+            ("before_prompt", 2, 6, 4),
+            ("before_prompt", 4, 8, 8),
+            ("before_prompt", 8, 6, 6),
+            ("before_prompt", None, 6, 2),
+            # Ten of the prompt and then four.
+            ("after_prompt", 0, 14, 10),
+            ("after_prompt", 0, 8, 8),
+            ("after_prompt", 8, 4, 2),
+            ("after_prompt", 10, 4, 0),
+            ("after_prompt", 10, 0, 0),
+        ],
+    )
+    def test_tokens_that_are_kept_for_others_are_its_own(
+        self, placement: Placement, cached: int | None, created: int, visible: int
+    ) -> None:
+        world = World(placement)
+        world.client.cached, world.client.created = cached, created
+        (output,) = world.outputs([7] * 10, CONCISE)
+        assert output.num_cache_creation_tokens == visible
+
     def test_the_reply_is_left_alone(self) -> None:
         (output,) = World().outputs(PROMPT, CONCISE)
         (made,) = output.outputs

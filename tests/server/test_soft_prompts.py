@@ -137,6 +137,20 @@ def test_cached_tokens_are_those_of_the_clients_prompt(soft: Soft, http: httpx.C
     assert cached == ([0, 96, 96, 96] if soft.placement == "after_prompt" else [0, 96, 0, 0])
 
 
+def test_tokens_that_are_kept_for_others_are_those_of_the_clients_prompt(soft: Soft, http: httpx.Client) -> None:
+    text = "dew and hail " * 20  # which no other test asks for, of controls that none asks for together
+    body = chat("rain", ["detailed", "formal"], messages=[{"role": "user", "content": text}], max_tokens=1)
+    usage = post(http, "/v1/chat/completions", body)["usage"]
+    num, num_prompt = 2 * soft.num_virtual_tokens, usage["prompt_tokens"]
+    kept = (num_prompt + num) // 32 * 32
+    right = min(kept, num_prompt) if soft.placement == "after_prompt" else kept - num
+    assert 0 < right <= num_prompt
+    details = usage["prompt_tokens_details"]
+    assert details["cached_tokens"] == 0
+    if "created_cache_tokens" in details:  # not every release says so
+        assert details["created_cache_tokens"] == right
+
+
 def test_a_control_before_the_prompt_is_shared_by_all_prompts(soft: Soft) -> None:
     if soft.placement != "before_prompt":
         pytest.skip("of the other placement")

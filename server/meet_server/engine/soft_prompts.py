@@ -168,12 +168,19 @@ async def _hidden(
                 output.prompt_token_ids = prompt_ids
             if output.prompt_logprobs is not None:
                 output.prompt_logprobs = without(output.prompt_logprobs, position, num)
-            if cached := output.num_cached_tokens:
-                output.num_cached_tokens = min(cached, max(position, cached - num))
-            if output.num_cache_creation_tokens:
-                rest = len(prompt_ids) - (output.num_cached_tokens or 0)
-                output.num_cache_creation_tokens = min(output.num_cache_creation_tokens, rest)
+            cached = output.num_cached_tokens or 0
+            if cached:
+                output.num_cached_tokens = visible(cached, position, num)
+            # Whole blocks again, which stand behind those that were cached.
+            if created := output.num_cache_creation_tokens:
+                begin, end = (visible(each, position, num) for each in (cached, cached + created))
+                output.num_cache_creation_tokens = end - begin
             yield output
+
+
+def visible(num_first: int, position: int, num: int) -> int:
+    """How many of the first `num_first` tokens are not among the `num` that stand at `position`."""
+    return min(num_first, max(position, num_first - num))
 
 
 def without(prompt_logprobs: Any, position: int, num: int) -> list[Any]:
