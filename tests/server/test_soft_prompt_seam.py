@@ -230,11 +230,13 @@ class TestWhatMayNotBeWritten:
 
 
 class TestAllOfTheVocabulary:
-    """For which vLLM takes every row of the model's."""
+    """For which vLLM takes every row of the model's, where `--max-logprobs` lets it."""
 
     @pytest.mark.parametrize("control", [None, CONCISE])
     @pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
-    @pytest.mark.parametrize(("asked", "given"), [(-1, 100), (None, None), (0, 0), (20, 20), (100, 100)])
+    @pytest.mark.parametrize(
+        ("asked", "given"), [(-1, 100), (None, None), (0, 0), (20, 20), (100, 100), (101, 100), (400, 100)]
+    )
     def test_is_the_true_one(
         self, control: LoadedControl | None, field: str, asked: int | None, given: int | None
     ) -> None:

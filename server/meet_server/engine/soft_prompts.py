@@ -112,9 +112,10 @@ class SoftPromptEngine(ControlledEngine):
             listed = getattr(params, field, None)
             if listed and max(listed) >= self._first_id:
                 raise releases.bad_request(f"{field} holds token id {max(listed)}, which is out of vocabulary", field)
-        # "All of the vocabulary" is all of the true one.
+        # "All of the vocabulary", or more than there is of it, is all of the true one.
         for field in ("logprobs", "prompt_logprobs"):
-            if getattr(params, field, None) == -1:
+            num = getattr(params, field, None)
+            if num is not None and not 0 <= num <= self._first_id:
                 setattr(params, field, self._first_id)
         return ids
 
