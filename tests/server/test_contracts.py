@@ -52,6 +52,16 @@ def test_arguments_that_are_set() -> None:
     assert (args.model, args.lora_target_modules, args.max_lora_rank) == ("m", ["a", "b"], 8)
 
 
+def test_every_parameter_that_holds_token_ids_is_looked_at() -> None:
+    """But for those that only end a reply, and one that vLLM makes of texts."""
+    from vllm.sampling_params import SamplingParams
+
+    ending = {"stop_token_ids", "_all_stop_token_ids", "_eos_token_id", "_bad_words_token_ids"}
+    named = {field for field in SamplingParams.__struct_fields__ if "token_id" in field}
+    assert named - ending <= set(releases.TOKEN_ID_PARAMS)
+    assert {"allowed_token_ids", "logit_bias"} <= set(SamplingParams.__struct_fields__)
+
+
 def test_a_module_that_a_release_keeps_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(releases, "_CLI_ARGS", ("vllm.no_folder.cli_args", "vllm.no_module", *releases._CLI_ARGS))
     assert releases.parse_arguments(["--model=m"]).model == "m"

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
@@ -34,6 +35,13 @@ from meet_server.engine.controlled_client import applying, unobserved
 from meet_server.engine.soft_prompts import SoftPromptEngine, inserted, prompt_ends_at
 from meet_server.metrics import Generated
 from meet_server.registry.live import LoadedControl
+
+
+def scoring(rows: Any) -> Any:
+    """Sampling parameters that score ids of one's own for each token of the prompt, of a release that can."""
+    params = SamplingParams()
+    setattr(params, releases.PROMPT_ROWS, rows)
+    return params
 
 
 class TestWhatTheEngineIsGiven:
@@ -209,6 +217,20 @@ class TestWhatMayNotBeWritten:
             with refused(field, f"{field} holds token id {max(ids)}, which is out of vocabulary"):
                 world.generate(releases.token_prompt(PROMPT), control, SamplingParams(**{field: make(ids)}))
         world.outputs(PROMPT, control, SamplingParams(**{field: make([0, 99])}))
+
+    @pytest.mark.parametrize("make", [list, np.array], ids=["lists", "array"])
+    def test_a_virtual_token_in_the_rows_of_a_prompt(self, make: Any) -> None:
+        world = World()
+        for rows in ([[5, 6], [107, -1]], [[100, 5], [6, 7]]):
+            with refused(releases.PROMPT_ROWS, f"holds token id {max(map(max, rows))}, which is out of vocabulary"):
+                world.generate(releases.token_prompt(PROMPT), None, scoring(make(rows)))
+        world.outputs(PROMPT, None, scoring(make([[0, 99], [-1, -1]])))
+
+    def test_rows_for_a_prompt_that_has_more_tokens_than_its_client_knows(self) -> None:
+        """vLLM takes one for each token of the prompt that the engine gets."""
+        world = World()
+        with refused(releases.PROMPT_ROWS, "prompt_logprob_token_ids goes with no preference here"):
+            world.generate(releases.token_prompt(PROMPT), CONCISE, scoring([[5], [6]]))
 
     @pytest.mark.parametrize("prompt", [
         {"type": "multimodal", "prompt_token_ids": [7]},

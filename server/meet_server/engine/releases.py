@@ -21,8 +21,11 @@ from meet_server.errors import ServerError
 
 PLUGINS_GROUP = "vllm.general_plugins"
 
-# Fields of SamplingParams that hold token ids, as a list or as keys, and change what is produced or shown.
-TOKEN_ID_PARAMS = ("logit_bias", "allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids")
+# A field of SamplingParams that holds token ids for each token of the prompt, which it counts.
+PROMPT_ROWS = "prompt_logprob_token_ids"
+
+# Those that hold token ids, as a list, as keys or as rows of them, and change what is produced or shown.
+TOKEN_ID_PARAMS = ("logit_bias", "allowed_token_ids", "logprob_token_ids", "trace_decode_token_ids", PROMPT_ROWS)
 
 # 0.33 moved it; newest first.
 _CLI_ARGS = ("vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.cli_args")

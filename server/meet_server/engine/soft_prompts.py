@@ -108,10 +108,12 @@ class SoftPromptEngine(ControlledEngine):
             raise releases.bad_request("a preference goes with a prompt of text or token ids alone", "preference")
         if ids and max(ids) >= self._first_id:
             raise releases.bad_request(f"Token id {max(ids)} is out of vocabulary", "prompt")
+        if control is not None and getattr(params, releases.PROMPT_ROWS, None) is not None:
+            raise releases.bad_request(f"{releases.PROMPT_ROWS} goes with no preference here", releases.PROMPT_ROWS)
         for field in releases.TOKEN_ID_PARAMS:
-            listed = getattr(params, field, None)
-            if listed and max(listed) >= self._first_id:
-                raise releases.bad_request(f"{field} holds token id {max(listed)}, which is out of vocabulary", field)
+            largest = max(_token_ids(getattr(params, field, None)), default=0)
+            if largest >= self._first_id:
+                raise releases.bad_request(f"{field} holds token id {largest}, which is out of vocabulary", field)
         # "All of the vocabulary", or more than there is of it, is all of the true one.
         for field in ("logprobs", "prompt_logprobs"):
             num = getattr(params, field, None)
@@ -133,6 +135,12 @@ class SoftPromptEngine(ControlledEngine):
             raise ControlRefused(control.name, f"the engine does not take its virtual tokens: {error}") from error
         listed = zip(final.prompt_logprobs[1:], control.token_ids, strict=True)
         return [logprobs[token_id].logprob for logprobs, token_id in listed]
+
+
+def _token_ids(listed: Any) -> Iterator[int]:
+    """The ids of a field that holds them, as `releases.TOKEN_ID_PARAMS` says; of None, none."""
+    for each in () if listed is None else listed:
+        yield from (each,) if isinstance(each, int) else each
 
 
 def inserted(prompt_ids: list[int], ids: tuple[int, ...], position: int) -> list[int]:
