@@ -141,6 +141,12 @@ class TestWhatAClientIsTold:
         assert [output.prompt_token_ids for output in outputs] == [PROMPT] * 3
         assert [output.num_cached_tokens for output in outputs] == [2 if placement == "before_prompt" else 3] * 3
 
+    def test_a_stream_has_the_log_probabilities_once(self) -> None:
+        world = World()
+        world.client.num_outputs = 3
+        outputs = world.outputs(PROMPT, CONCISE, SamplingParams(prompt_logprobs=0))
+        assert [len(output.prompt_logprobs) for output in outputs] == [3, 0, 0]
+
     @pytest.mark.parametrize(
         ("placement", "cached", "visible"),
         [

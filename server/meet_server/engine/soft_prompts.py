@@ -175,7 +175,7 @@ async def _hidden(
         async for output in outputs:
             if output.prompt_token_ids is not None:
                 output.prompt_token_ids = prompt_ids
-            if output.prompt_logprobs is not None:
+            if output.prompt_logprobs:  # of a stream the first output has them, and the others an empty list
                 output.prompt_logprobs = without(output.prompt_logprobs, position, num)
             cached = output.num_cached_tokens or 0
             if cached:
