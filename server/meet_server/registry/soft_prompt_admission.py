@@ -154,7 +154,7 @@ def _vocab_size(model_path: Path) -> int:
     try:
         config: dict[str, Any] = json.loads(file.read_bytes())
         return int((config.get("text_config") or config)["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ServerError(f"{file} says no vocabulary size: {error!r}") from None
 
 
