@@ -194,8 +194,8 @@ def visible(num_first: int, position: int, num: int) -> int:
 
 def without(prompt_logprobs: Any, position: int, num: int) -> list[Any]:
     """The entries of the client's own tokens. As ever, a prompt's first token has none."""
-    visible = [*prompt_logprobs[:position], *prompt_logprobs[position + num :]]
-    return [None, *visible[1:]]
+    kept = [*prompt_logprobs[:position], *prompt_logprobs[position + num :]]
+    return [None, *kept[1:]]
 
 
 def _bounded(beam_search: Callable[..., AsyncGenerator[Any, None]]) -> Callable[..., AsyncGenerator[Any, None]]:
