@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def test_nothing_is_written_before_something_changes(tmp_path: Path) -> None:
     assert (store.read(), store.stamp()) == (State(), None)
     assert not (tmp_path / "registry").exists()
     assert beside(tmp_path / "demo") == tmp_path / "demo.registry"
+    (tmp_path / "demo" / "controls").mkdir(parents=True)
+    assert beside(tmp_path / "demo" / "controls" / "..") == tmp_path / "demo.registry"
 
 
 def test_kept_committed_and_read_by_another(tmp_path: Path) -> None:
@@ -88,6 +91,63 @@ def test_a_content_that_goes_while_it_is_waited_for_is_not_held(tmp_path: Path) 
     assert store.folder(again).exists()
 
 
+def test_what_a_killed_writer_left_of_a_state_goes_with_the_next_change(tmp_path: Path) -> None:
+    (tmp_path / ".state.json.x1y2").write_text("{")
+    Store(tmp_path).update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "state.json"]
+
+
+@pytest.mark.parametrize("left", ["preference.json", "control/adapter_config.json", "control"])
+def test_a_content_of_which_a_part_is_missing_is_written_anew(tmp_path: Path, left: str) -> None:
+    """A process that removes one may be killed meanwhile, and then the same control is added again."""
+    store = Store(tmp_path)
+    content = store.keep(control("polite", "a"))
+    part = store.folder(content) / left
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    assert store.keep(control("polite", "a")) == content
+    store.verify(content)
+    assert [path.name for path in (tmp_path / "contents").iterdir()] == [content]
+
+
+def test_a_content_that_was_altered_is_written_anew_and_one_that_is_whole_is_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    content = store.keep(control("polite", "a"))
+    before = store.folder(content).stat().st_ino
+    store.keep(control("polite", "a"))
+    assert store.folder(content).stat().st_ino == before
+    (store.control(content) / "adapter_model.safetensors").write_bytes(b"!")
+    store.keep(control("polite", "a"))
+    store.verify(content)
+
+
+def test_a_change_that_is_on_disk_is_not_said_to_have_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What nothing needs may not go, as on a full disk or where it is another user's."""
+    store = Store(tmp_path)
+    (tmp_path / "locks" / "in-the-way").mkdir(parents=True)
+    state = store.update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))
+    assert store.read() == state
+    assert "keeps what nothing needs" in caplog.text
+
+
+def test_the_folders_name_is_on_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    Store(tmp_path / "of" / "registry").update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))
+    assert {str(tmp_path), str(tmp_path / "of"), str(tmp_path / "of" / "registry")} <= set(synced)
+
+
+def test_a_state_of_a_newer_release_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"format_version": 2, "more": 1}')
+    with pytest.raises(ServerError, match="format_version is 2; this reads 1"):
+        Store(tmp_path).read()
+
+
 @pytest.mark.parametrize("damage", ["{", '{"format_version": 2}', '{"entries": {"a": 1}}'])
 def test_a_state_that_cannot_be_read_is_one_line(tmp_path: Path, damage: str) -> None:
     (tmp_path / "state.json").write_text(damage)
@@ -112,6 +172,8 @@ def test_what_the_file_system_does_not_do_is_one_line(tmp_path: Path, monkeypatc
         with pytest.raises(ServerError, match=r"registry .*registry cannot be written: No space left on device"):
             write()
     assert store.read() == State()
+    # Of what was not written nothing stays: the disk would be full for ever.
+    assert [path.name for path in (tmp_path / "registry" / "contents").iterdir()] == [content]
     (tmp_path / "file").touch()
     with pytest.raises(ServerError, match="cannot be written"):
         Store(tmp_path / "file").keep(control("polite", "a"))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from meet_bundle import Preference
 from meet_bundle.bundle import sync_folder, write_atomically
@@ -32,6 +33,8 @@ from meet_server.registry.record import CONTROL, RECORD, ControlRecord, Files, c
 from meet_server.registry.state import FORMAT_VERSION, State
 
 STATE, CONTENTS, LOCKS, LOCK = "state.json", "contents", "locks", "lock"
+_REMEDY = "update its preference with the same control, which is written anew, or roll it back or remove it"
+_LOGGER = logging.getLogger(__name__)
 
 Stamp = tuple[int, int, int] | None
 """What differs whenever the state does."""
@@ -40,7 +43,15 @@ Stamp = tuple[int, int, int] | None
 def beside(bundle: Path) -> Path:
     """Where the registry of a bundle is unless a setting says otherwise."""
     bundle = bundle.absolute()
+    if bundle.name == "..":
+        bundle = bundle.resolve()
     return bundle.with_name(f"{bundle.name}.registry")
+
+
+class _Versioned(BaseModel):
+    """A state of any version, whatever else is in it."""
+
+    format_version: int = FORMAT_VERSION
 
 
 @dataclass(slots=True)
@@ -65,16 +76,17 @@ class Store:
         """The state as it was last committed. Raises ServerError where it cannot be read."""
         file = self._folder / STATE
         try:
-            state = State.model_validate_json(file.read_bytes())
+            raw = file.read_bytes()
+            version = _Versioned.model_validate_json(raw).format_version
+            if version != FORMAT_VERSION:
+                raise ServerError(f"registry {file}: format_version is {version}; this reads {FORMAT_VERSION}")
+            return State.model_validate_json(raw)
         except FileNotFoundError:
             return State()
         except OSError as error:
             raise ServerError(f"registry {file} cannot be read: {error.strerror}") from None
         except ValidationError as error:
             raise ServerError(f"registry {file} is damaged: {error.errors(include_url=False)[0]['msg']}") from None
-        if state.format_version != FORMAT_VERSION:
-            raise ServerError(f"registry {file}: format_version is {state.format_version}; this reads {FORMAT_VERSION}")
-        return state
 
     def stamp(self) -> Stamp:
         """Costs one look at the file system."""
@@ -93,23 +105,22 @@ class Store:
             state = change(self.read())
             write_atomically(self._folder / STATE, (state.model_dump_json(indent=1) + "\n").encode())
             self.written = self.stamp()
-            self._tidy(state)
+            try:
+                self._tidy(state)
+            except OSError as error:  # the change is on disk all the same; the next one tidies again
+                _LOGGER.warning("registry %s keeps what nothing needs: %s", self._folder, error)
         return state
 
     def keep(self, files: Mapping[str, bytes]) -> str:
         """Writes a checked content, `preference.json` and the control's files, and returns its name.
 
-        It is held, as by `hold`. Raises ServerError where it cannot be written.
+        One that is there already is written anew where it is not whole. It is held, as by `hold`. Raises ServerError
+        where it cannot be written.
         """
         name = hashlib.sha256(files[RECORD]).hexdigest()
         with self._writing():
-            target = self.folder(name)
-            if not target.is_dir():
-                target.parent.mkdir(exist_ok=True)
-                partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
-                _write(partial, files)
-                partial.rename(target)
-                sync_folder(target.parent)
+            if not self._is_whole(name, files):
+                _put(self.folder(name), files)
             self.hold(name)
         return name
 
@@ -171,22 +182,31 @@ class Store:
         while self._held:
             os.close(self._held.popitem()[1].handle)
 
-    def _record(self, content: str) -> tuple[bytes, ControlRecord]:
-        folder = self.folder(content)
+    def _is_whole(self, content: str, files: Mapping[str, bytes]) -> bool:
+        """Whether it lies there with these files: a disk damages some, and one killed in `_tidy` removes some."""
         try:
-            raw = (folder / RECORD).read_bytes()
+            return self.files(content) == files
+        except ServerError:
+            return False
+
+    def _record(self, content: str) -> tuple[bytes, ControlRecord]:
+        file = self.folder(content) / RECORD
+        try:
+            raw = file.read_bytes()
             record = ControlRecord.model_validate_json(raw)
-        except (OSError, ValidationError):
-            raise ServerError(f"registry content {folder} is missing or damaged") from None
+        except OSError as error:
+            raise ServerError(f"registry content {file} cannot be read: {error.strerror}; {_REMEDY}") from None
+        except ValidationError:
+            raise ServerError(f"registry content {file} is damaged; {_REMEDY}") from None
         if hashlib.sha256(raw).hexdigest() != content:
-            raise ServerError(f"registry content {folder} was altered")
+            raise ServerError(f"registry content {file} was altered; {_REMEDY}")
         return raw, record
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Takes the turn of who writes. Raises ServerError for whatever the file system does not do meanwhile."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            _make(self._folder)
             handle = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -205,6 +225,32 @@ class Store:
                 if free:
                     shutil.rmtree(contents / name, ignore_errors=True)
                     (locks / name).unlink()
+        for left in self._folder.glob(f".{STATE}.*"):  # as `write_atomically` names what it writes
+            left.unlink()
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder and those that it lies in, and has their names on disk."""
+    if folder.is_dir():
+        return
+    _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def _put(target: Path, files: Mapping[str, bytes]) -> None:
+    """Has a content lie there whole. Of what is not, nothing stays: a full disk would stay full."""
+    target.parent.mkdir(exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        _write(partial, files)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:
