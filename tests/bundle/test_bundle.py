@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -126,6 +127,21 @@ def test_links_are_refused(bundle_folder: Path) -> None:
     (bundle_folder / "model/more").symlink_to("/etc/hostname")
     with pytest.raises(BundleError, match="link"):
         open_bundle(bundle_folder)
+
+
+def test_a_manifest_that_is_a_link_or_no_file_is_refused(bundle_folder: Path) -> None:
+    """What lies elsewhere changes without the bundle; a pipe would be waited for until somebody writes."""
+    file, elsewhere = bundle_folder / "meet.json", bundle_folder.parent / "elsewhere.json"
+    file.rename(elsewhere)
+    with pytest.raises(BundleError, match=r"is no bundle: it has no meet\.json"):
+        open_bundle(bundle_folder)
+    file.symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=r"meet\.json: a bundle holds plain files and folders, this is a link"):
+        open_bundle(bundle_folder, verify=False)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(BundleError, match=r"meet\.json: a bundle holds plain files and folders, this is a link"):
+        open_bundle(bundle_folder, verify=False)
 
 
 @pytest.mark.parametrize("name", ["model", "controls", "controls/concise"])

@@ -141,6 +141,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def _read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST_NAME
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise BundleError(f"{file}: a bundle holds plain files and folders, this is a link, a folder or a device")
     try:
         content = file.read_bytes()
     except FileNotFoundError:

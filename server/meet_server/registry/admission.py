@@ -110,8 +110,14 @@ def check_lora_files(
 
 
 def a_matrices(folder: Path) -> dict[str, bytes]:
-    """The A of every layer of a control that was checked, by its tensor's name."""
-    tensors = deserialize((folder / WEIGHTS).read_bytes())  # type: ignore[no-untyped-call]
+    """The A of every layer of a control of the bundle's own, by its tensor's name.
+
+    Raises ServerError where there is none any more: a bundle may be removed while it is served.
+    """
+    try:
+        tensors = deserialize((folder / WEIGHTS).read_bytes())  # type: ignore[no-untyped-call]
+    except (SafetensorError, OSError) as error:
+        raise ServerError(f"{folder / WEIGHTS} is no safetensors file: {error}") from None
     return {tensor: bytes(said["data"]) for tensor, said in tensors if tensor.endswith(".lora_A.weight")}
 
 

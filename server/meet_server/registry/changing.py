@@ -13,14 +13,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from meet_bundle import Bundle, Manifest, Preference
-from meet_server.errors import RequestError, ServerError
+from meet_server.errors import EngineDied, RequestError, ServerError
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.checking import check
 from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.registry.loading import EngineDoor, Loading, Source
 from meet_server.registry.record import Files
-from meet_server.registry.state import State, added, changed, effective, former, removed, updated
+from meet_server.registry.state import (
+    State,
+    added,
+    as_bundled,
+    changed,
+    damaged,
+    effective,
+    former,
+    removed,
+    updated,
+    without,
+)
 from meet_server.registry.store import Stamp, Store
 
 _MAX_WAIT = 16  # times as long as usual, between tries to take up what could not be
@@ -42,7 +53,9 @@ class Registry:
         self._engine = engine
         self._lock = asyncio.Lock()
         self._stamp: Stamp = None
-        self._state = State()  # what is served: the store's, but for what the engine refused
+        self._committed = State()  # the store's, as far as it was taken up
+        self._state = State()  # what is served: the same, but for what is damaged or was refused
+        self._records: dict[str, Preference] = {}  # of the contents that are served
         self._loading = Loading(bundle, store, live, engine)
 
     async def start(self) -> None:
@@ -101,32 +114,42 @@ class Registry:
 
     async def change(self, name: str, fields: Mapping[str, Any]) -> None:
         """Describes, names otherwise, disables, enables or rolls back. Raises RequestError."""
-        await self._change(lambda state: changed(state, self._bundle.manifest, name, fields))
+        await self._change(name, lambda state: changed(state, self._bundle.manifest, name, fields))
 
     async def remove(self, name: str) -> None:
         """Raises RequestError."""
-        await self._change(lambda state: removed(state, self._bundle.manifest, name))
+        await self._change(name, lambda state: removed(state, self._bundle.manifest, name))
 
-    async def _change(self, change: Change) -> None:
+    async def _change(self, name: str, change: Change) -> None:
         async with self._lock:
             await self._catch_up()
             # What is enabled or rolled back to must be in the engine first; the change itself says whether it may be.
-            ready = await self._loading.proved(self._missing(self._effective(change(self._state)), change(self._state)))
-            await self._commit(change, ready)
+            await self._commit(change, await self._loading.proved(self._wanted(name, change)))
 
     async def _take_in(self, preference: Preference, files: Files, adding: Callable[[str], Change]) -> str:
         content = await asyncio.to_thread(self._store.keep, files)
         try:
             change = adding(content)
-            state = change(self._state)
-            missing = self._missing(self._effective(state), state)
-            limit = self._engine.max_controls
-            if limit is not None and len(list(self._live)) + len(missing) > limit:
-                raise RequestError("no_room", f"the engine has room for {limit} controls; raise --max-cpu-loras")
+            missing = self._wanted(preference.name, change)
+            self._check_room(len(list(self._live)) + len(missing))  # the former one's requests go on
             await self._commit(change, await self._loading.proved(missing))
         finally:
             self._store.release(content)  # what is loaded of it holds it
         return preference.name
+
+    def _wanted(self, name: str, change: Change) -> list[Source]:
+        """What the engine lacks to serve a preference as a change has it, beside what is served of the others."""
+        state = self._state.as_if(name, change(self._committed).entries.get(name))
+        manifest = self._effective(state)
+        missing = self._missing(manifest, state)
+        if missing:
+            self._check_room(len(manifest.preferences))
+        return missing
+
+    def _check_room(self, num_controls: int) -> None:
+        limit = self._engine.max_controls
+        if limit is not None and num_controls > limit:
+            raise RequestError("no_room", f"the engine has room for {limit} controls; raise --max-cpu-loras")
 
     async def _commit(self, change: Change, ready: dict[str, LoadedControl]) -> None:
         try:
@@ -144,50 +167,76 @@ class Registry:
             self._stamp = stamp
 
     async def _serve(self, state: State, ready: dict[str, LoadedControl]) -> None:
-        """Makes what the state says what is served. What the engine refuses stays as it was, and is reported.
+        """Makes what the state says what is served. What is damaged or the engine refuses stays as it was, and is
+        reported.
 
         Where that cannot be, lets go of what is ready.
         """
+        served, ready = state, dict(ready)
         try:
-            missing = [
-                each for each in self._missing(self._effective(state), state) if each.preference.name not in ready
-            ]
-            ready = ready | await self._loading.proved([each for each in missing if each.content is None])
-            for each in missing:
-                if each.content is None:
-                    continue
-                try:
-                    ready |= await self._loading.proved([each])
-                except ControlRefused as error:
-                    _LOGGER.error("%s of the registry is not served: %s", each.preference.name, error)
-                    state, instead = await self._instead(state, each.preference.name)
-                    ready |= instead
-            manifest = self._effective(state)
+            for take_up in (self._take_up_readable, self._take_up_missing):
+                served = await take_up(served, ready)
+            manifest = self._effective(served)
         except BaseException:
             self._loading.let_go(ready.values())
             raise
-        self._put(manifest, state, ready)
+        self._committed = state
+        self._put(manifest, served, ready)
 
-    async def _instead(self, state: State, name: str) -> tuple[State, dict[str, LoadedControl]]:
-        """The state with what is served in place of a revision that the engine refuses, and what that has loaded.
+    async def _take_up_readable(self, state: State, ready: dict[str, LoadedControl]) -> State:
+        """The state with something else in place of what is damaged, whose controls are added to what is ready."""
+        found = damaged(state, self._record)
+        wanted = {name: state.entry(name) for name in found}
+        for name in found:
+            state = without(state, name)
+        # The default first: without it no state hangs together.
+        for name in sorted(found, key=lambda name: name != self._bundle.manifest.default):
+            _LOGGER.error("%s of the registry is not served as it should be: %s", name, found[name])
+            state = await self._instead(state.as_if(name, wanted[name]), name, ready)
+        return state
+
+    async def _take_up_missing(self, state: State, ready: dict[str, LoadedControl]) -> State:
+        """The state but for what is refused. The controls that it needs are added to what is ready."""
+        digests = {preference.name: preference.digest for preference in self._effective(state).preferences}
+        others = [control for control in ready.values() if digests.get(control.name) != control.digest]
+        for control in others:  # what another process has changed since they were loaded
+            del ready[control.name]
+        self._loading.let_go(others)
+        missing = [each for each in self._missing(self._effective(state), state) if each.preference.name not in ready]
+        if not list(self._live):  # at the start: without its own controls a bundle is not served
+            own = [each for each in missing if each.content is None]
+            ready |= await self._loading.proved(own)
+            missing = [each for each in missing if each.content is not None]
+        for each in missing:
+            try:
+                ready |= await self._loading.proved([each])
+            except ControlRefused as error:
+                name = each.preference.name
+                _LOGGER.error("%s of the registry is not served: %s", name, error)
+                state = await self._instead(state, name, ready)
+        return state
+
+    async def _instead(self, state: State, name: str, ready: dict[str, LoadedControl]) -> State:
+        """The state with what can be served in place of a revision that cannot, and is added to what is ready.
 
         It is what was served before; after a restart, the newest of the older revisions that the engine takes; or
-        nothing. Raises ControlRefused or RequestError where that would leave the bundle without its default.
+        nothing. Raises ServerError where that would leave the bundle without its default.
         """
-        if self._live.get(name) is not None:
-            return state.as_if(name, self._state.entries.get(name)), {}
-        for older in former(state, self._bundle.manifest, name):
+        before = [state.as_if(name, self._state.entries.get(name))] if self._live.get(name) is not None else []
+        for older in (*before, *former(state, self._bundle.manifest, name)):
             number = older.entry(name).current
             try:
-                missing = [
-                    each for each in self._missing(self._effective(older), older) if each.preference.name == name
-                ]
-                return older, await self._loading.proved(missing)
-            except (ControlRefused, RequestError) as error:
+                missing = self._missing(self._effective(older), older)
+                ready |= await self._loading.proved([each for each in missing if each.preference.name == name])
+            except EngineDied:
+                raise
+            except ServerError as error:
                 if number == 0 and name == self._bundle.manifest.default:
                     raise
                 _LOGGER.error("revision %d of %s is not served in its place: %s", number, name, error)
-        return state.as_if(name, state.entry(name).model_copy(update={"enabled": False})), {}
+            else:
+                return older
+        return without(state, name)
 
     def _put(self, manifest: Manifest, state: State, ready: dict[str, LoadedControl]) -> None:
         names = {preference.name for preference in manifest.preferences}
@@ -198,12 +247,18 @@ class Registry:
             self._live.publish(control)
         self._live.arrange(preference.name for preference in manifest.preferences)
         self._state = state
+        contents = [state.entry(name).content for name in names]
+        self._records = {content: self._record(content) for content in contents if content is not None}
         self._catalogue.replace(manifest)
         self._engine.published()
         self._loading.let_go(old)
 
     def _effective(self, state: State) -> Manifest:
-        return effective(self._bundle.manifest, state, self._store.record)
+        return effective(self._bundle.manifest, state, self._record)
+
+    def _record(self, content: str) -> Preference:
+        """What is served is served on, whatever becomes of its files: a content never changes."""
+        return self._records.get(content) or self._store.record(content)
 
     def _missing(self, manifest: Manifest, state: State) -> list[Source]:
         """What the engine does not hold yet, and where it lies."""
@@ -218,11 +273,20 @@ class Registry:
 
 
 def commit(bundle: Bundle, store: Store, change: Change) -> State:
-    """Has the store make a change, unless what others have changed meanwhile forbids it. Raises RequestError."""
+    """Has the store make a change, unless what others have changed meanwhile forbids it.
+
+    What is damaged holds up no change of another preference. Raises RequestError, and ServerError.
+    """
 
     def checked(state: State) -> State:
-        following = change(state)
-        effective(bundle.manifest, following, store.record)
+        following = readable = change(state)
+        for name, error in damaged(following, store.record).items():
+            if following.entries[name] != state.entries.get(name):
+                raise error
+            _LOGGER.warning("%s of the registry is left as it is: %s", name, error)
+            is_default = name == bundle.manifest.default
+            readable = as_bundled(readable, name) if is_default else without(readable, name)
+        effective(bundle.manifest, readable, store.record)
         return following
 
     return store.update(checked)

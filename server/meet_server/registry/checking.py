@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meet_bundle import Bundle, LoraControls, Preference
+from meet_bundle import Bundle, BundleError, LoraControls, Preference
+from meet_bundle.digests import folder_entries, listing_digest
 from meet_server.errors import ServerError
 from meet_server.registry.admission import ControlRefused, a_matrices, check_lora_files, model_shapes
 from meet_server.registry.record import RECORD, Files, read_record
@@ -39,3 +40,20 @@ def check_kept(name: str, content: str, store: Store, bundle: Bundle) -> None:
         raise
     except ServerError as error:
         raise ControlRefused(name, str(error)) from error
+
+
+def check_own(preference: Preference, bundle: Bundle) -> None:
+    """Raises ControlRefused where a control of the bundle's own is not what it was when the bundle was opened."""
+    path, name = preference.path, preference.name
+    try:
+        found = listing_digest(folder_entries(bundle.path, (path,)), path)
+    except BundleError as error:
+        raise ControlRefused(name, str(error)) from None
+    except OSError as error:
+        raise ControlRefused(name, f"{bundle.path / path} cannot be read: {error.strerror}") from None
+    if found != preference.digest:
+        raise ControlRefused(
+            name,
+            f"{bundle.path / path} has the digest {found[:12]}, and had {preference.digest[:12]} when the bundle was "
+            "opened: it was altered or replaced; restart the server to serve what is there now",
+        )

@@ -1,7 +1,7 @@
 """What a registry has the engine hold: controls are loaded and proved, and let go of once nobody uses them.
 
-A content of the store's is checked each time, and stays where it is for as long as a control of it is loaded. Belongs
-to one event loop; knows the engine as three functions, and no HTTP.
+What lies on disk is checked each time. A content of the store's stays where it is for as long as a control of it is
+loaded. Belongs to one event loop; knows the engine as three functions, and no HTTP.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meet_bundle import Bundle, Preference
-from meet_server.registry.checking import check_kept
+from meet_server.registry.checking import check_kept, check_own
 from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.registry.store import Store
 
@@ -85,6 +85,7 @@ class Loading:
     async def _load(self, source: Source) -> LoadedControl:
         control = self._live.number(source.preference, source.folder)
         if source.content is None:
+            await asyncio.to_thread(check_own, source.preference, self._bundle)
             await self._engine.load(control)
             return control
         self._store.hold(source.content)

@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from meet_bundle import Manifest, Preference, SoftPromptControls
 from meet_bundle.manifest import overlap
-from meet_server.errors import RequestError
+from meet_server.errors import RequestError, ServerError
 
 FORMAT_VERSION = 1
 MAX_REVISIONS = 8  # kept to roll back to, the one that is served among them
 
 Record = Callable[[str], Preference]
-"""The preference that a stored content is of, as it was trained."""
+"""The preference that a stored content is of, as it was trained. Raises ServerError where its record is damaged."""
 
 
 class _Part(BaseModel):
@@ -123,6 +123,28 @@ def former(state: State, manifest: Manifest, name: str) -> list[State]:
     numbers = [r.number for r in entry.revisions] + ([0] if any(p.name == name for p in manifest.preferences) else [])
     older = sorted((number for number in numbers if number < entry.current), reverse=True)
     return [state.as_if(name, entry.model_copy(update={"current": number})) for number in older]
+
+
+def without(state: State, name: str) -> State:
+    """The state as if a preference were disabled."""
+    return state.as_if(name, state.entry(name).model_copy(update={"enabled": False}))
+
+
+def as_bundled(state: State, name: str) -> State:
+    """The state as if the bundle's own control of a preference were served."""
+    return state.as_if(name, state.entry(name).model_copy(update={"current": 0}))
+
+
+def damaged(state: State, record: Record) -> dict[str, ServerError]:
+    """Why a preference cannot be what the state says, of each whose content has no record that can be read."""
+    found = {}
+    for name, entry in state.entries.items():
+        if entry.content is not None and entry.enabled:
+            try:
+                record(entry.content)
+            except ServerError as error:
+                found[name] = error
+    return found
 
 
 def effective(manifest: Manifest, state: State, record: Record) -> Manifest:
