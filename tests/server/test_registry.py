@@ -16,14 +16,14 @@ from controls import control_files, sealed
 from test_batching import until
 
 from meet_bundle import Bundle, Preference, open_bundle
-from meet_server.errors import RequestError, ServerError
+from meet_server.errors import EngineDied, RequestError, ServerError
 from meet_server.registry.admission import ControlRefused
 from meet_server.registry.catalogue import Catalogue
 from meet_server.registry.changing import Registry
 from meet_server.registry.live import LiveControls, LoadedControl
 from meet_server.registry.loading import EngineDoor
 from meet_server.registry.record import RECORD, ControlRecord, Files
-from meet_server.registry.state import MAX_REVISIONS, State, added, changed, updated
+from meet_server.registry.state import MAX_REVISIONS, State, added, changed, removed, updated
 from meet_server.registry.store import Store
 
 
@@ -38,6 +38,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.held: dict[int, str] = {}
         self.refuses: set[str] = set()
+        self.dies_of = ""  # a content's digest
         self.meanwhile: list[Callable[[], object]] = []  # what others do while a control is proved
         self.free = asyncio.Event()  # nothing leaves before it is set
         self.free.set()
@@ -53,6 +54,8 @@ class FakeEngine:
         while controls and self.meanwhile:
             self.meanwhile.pop()()
         for control, _ in controls:
+            if control.digest == self.dies_of:
+                raise EngineDied("the engine died")
             if control.digest in self.refuses:
                 raise ControlRefused(control.name, "it does not reproduce its probe")
 
@@ -214,10 +217,12 @@ class Interrupted(Store):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.failures: list[Exception] = []
+        self.num_read = 0
         self.following: list[Callable[[State], State]] = []
         self._other = Store(folder)
 
     def read(self) -> State:
+        self.num_read += 1
         if self.failures:
             raise self.failures.pop()
         return super().read()
@@ -271,6 +276,45 @@ class TestFollowing:
 
         run(go())
 
+    def test_tries_are_further_and_further_apart_up_to_a_bound_and_then_as_before(
+        self, opened: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = Interrupted(tmp_path)
+        world, other = World(opened, tmp_path, store=store), Store(tmp_path)
+        sleep, waits = asyncio.sleep, list[float]()
+
+        async def noted(wait_s: float) -> None:
+            waits.append(wait_s)
+            if len(waits) == 9:
+                raise asyncio.CancelledError
+            await sleep(0)
+
+        async def go() -> None:
+            await world.registry.start()
+            other.update(lambda state: changed(state, opened.manifest, "concise", {"description": "x"}))
+            store.failures = [ServerError("not now")] * 6
+            monkeypatch.setattr(asyncio, "sleep", noted)
+            with pytest.raises(asyncio.CancelledError):
+                await world.registry.follow(every_s=1)
+
+        run(go())
+        assert waits == [1, 2, 4, 8, 16, 16, 16, 1, 1]
+
+    def test_what_nobody_changed_is_not_read_again(self, opened: Bundle, tmp_path: Path) -> None:
+        store = Interrupted(tmp_path)
+        world = World(opened, tmp_path, store=store)
+
+        async def go() -> None:
+            await world.registry.start()
+            await world.registry.change("concise", {"description": "x"})
+            following = asyncio.create_task(world.registry.follow(every_s=0.001))
+            read = store.num_read
+            await asyncio.sleep(0.1)
+            following.cancel()
+            assert store.num_read == read
+
+        run(go())
+
 
 class TestAfterARestart:
     """A fresh process that refuses some of what the registry has."""
@@ -300,14 +344,41 @@ class TestAfterARestart:
         run(before())
         world = self.restarted(opened, tmp_path, digest(new))
         assert world.served["concise"] == own
+        assert list(world.served) == ["concise", "detailed"]
         assert world.registry.entry("concise") == (0, 1)
         assert sorted(world.engine.held.values()) == sorted(world.served.values())
+
+    def test_without_a_control_of_its_own_a_bundle_is_not_served_and_without_its_revision_too_it_is(
+        self, opened: Bundle, tmp_path: Path
+    ) -> None:
+        own, new = opened.manifest.preference("concise").digest, control(opened, "concise", "new")
+        with pytest.raises(ControlRefused, match="control concise: it does not reproduce its probe"):
+            self.restarted(opened, tmp_path, own)
+
+        async def before() -> None:
+            world = World(opened, tmp_path)
+            await world.registry.start()
+            await world.registry.update("concise", new)
+
+        run(before())
+        assert list(self.restarted(opened, tmp_path, own, digest(new)).served) == ["detailed"]
 
     def test_the_default_can_be_served_by_its_own_control(self, opened: Bundle, tmp_path: Path) -> None:
         manifest = opened.manifest.model_copy(update={"default": "concise"})
         bundle = replace(opened, manifest=manifest)
         self.test_the_bundles_own_control_is_served_in_place_of_its_revision(bundle, tmp_path)
-        new = digest(control(opened, "concise", "new"))
+        new, newer = digest(control(opened, "concise", "new")), control(opened, "concise", "newer")
+
+        async def once_more() -> None:
+            world = World(bundle, tmp_path)
+            await world.registry.start()
+            await world.registry.update("concise", newer)
+
+        run(once_more())
+        own = manifest.preference("concise").digest
+        assert self.restarted(bundle, tmp_path, digest(newer), new).served["concise"] == own
+        assert self.restarted(bundle, tmp_path, digest(newer)).served["concise"] == new
+        Store(tmp_path).update(lambda state: changed(state, manifest, "concise", {"revision": 1}))
         with pytest.raises(ControlRefused, match="control concise: it does not reproduce its probe"):
             self.restarted(bundle, tmp_path, new, manifest.preference("concise").digest)
 
@@ -486,6 +557,70 @@ class TestDamaged:
 
 class TestMeanwhile:
     """What others commit while a control is proved, and what is refused and stands in the registry all the same."""
+
+    def test_a_control_of_another_preference_is_no_update(self, opened: Bundle, tmp_path: Path) -> None:
+        world = World(opened, tmp_path)
+
+        async def go() -> None:
+            await world.registry.start()
+            with pytest.raises(RequestError, match="is of 'polite', and 'concise' is to be updated") as caught:
+                await world.registry.update("concise", control(opened, "polite", "one"))
+            assert caught.value.code == "invalid_upload"
+            assert not (tmp_path / "contents").exists()
+
+        run(go())
+
+    def test_what_is_not_committed_leaves_the_engine(self, opened: Bundle, tmp_path: Path) -> None:
+        world, other = World(opened, tmp_path), Store(tmp_path)
+
+        async def go() -> None:
+            await world.registry.start()
+            await world.registry.add(control(opened, "polite", "one"))
+            world.engine.meanwhile = [
+                lambda: other.update(lambda state: removed(state, opened.manifest, "polite")),
+            ]
+            with pytest.raises(RequestError, match="'polite' is no preference"):
+                await world.registry.update("polite", control(opened, "polite", "two"))
+            assert list(world.served) == ["concise", "detailed", "polite"]  # until the next look
+            await until(lambda: len(world.engine.held) == 3)
+            await world.registry.change("concise", {"description": "x"})
+            await until(lambda: len(world.engine.held) == 2)
+
+        run(go())
+
+    def test_what_was_loaded_before_the_engine_died_is_let_go_of(self, opened: Bundle, tmp_path: Path) -> None:
+        world, other = World(opened, tmp_path), Store(tmp_path)
+        last = control(opened, "formal", "one")
+
+        async def go() -> None:
+            await world.registry.start()
+            world.engine.dies_of = digest(last)
+            for name, files in (("polite", control(opened, "polite", "one")), ("formal", last)):
+                content = other.keep(files)
+                other.update(lambda s, name=name, content=content: added(s, opened.manifest, name, content))
+            with pytest.raises(EngineDied):
+                await world.registry.change("concise", {"description": "x"})
+            await until(lambda: len(world.engine.held) == 2)
+            assert list(world.served) == ["concise", "detailed"]
+
+        run(go())
+
+    def test_an_engine_that_dies_while_something_is_to_stand_in_is_no_refusal(
+        self, opened: Bundle, tmp_path: Path
+    ) -> None:
+        one, two = control(opened, "polite", "one"), control(opened, "polite", "two")
+
+        async def go() -> None:
+            before = World(opened, tmp_path)
+            await before.registry.start()
+            await before.registry.add(one)
+            await before.registry.update("polite", two)
+            world = World(opened, tmp_path)
+            world.engine.refuses, world.engine.dies_of = {digest(two)}, digest(one)
+            with pytest.raises(EngineDied):
+                await world.registry.start()
+
+        run(go())
 
     def test_what_another_has_changed_meanwhile_is_served_as_that(self, opened: Bundle, tmp_path: Path) -> None:
         world, other = World(opened, tmp_path), Store(tmp_path)

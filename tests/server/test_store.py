@@ -84,6 +84,8 @@ def test_a_content_that_goes_while_it_is_waited_for_is_not_held(tmp_path: Path) 
     other.update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))  # nobody names or holds it: it goes
     with pytest.raises(ServerError, match="cannot be held: No such file or directory"):
         store.hold(content)
+    other.update(lambda s: changed(s, BUNDLE, "concise", {"description": "z"}))
+    assert list((tmp_path / "locks").iterdir()) == []
     again = other.keep(control("polite", "a"))
     store.hold(again)
     other.close()
@@ -146,6 +148,56 @@ def test_a_state_of_a_newer_release_is_not_called_damaged(tmp_path: Path) -> Non
     (tmp_path / "state.json").write_text('{"format_version": 2, "more": 1}')
     with pytest.raises(ServerError, match="format_version is 2; this reads 1"):
         Store(tmp_path).read()
+
+
+def test_a_lock_that_is_removed_while_it_is_waited_for_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, other = Store(tmp_path), Store(tmp_path)
+    content = other.keep(control("polite", "a"))
+    flock, waited = fcntl.flock, []
+
+    def removed_first(handle: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH and not waited:
+            waited.append(handle)
+            (tmp_path / "locks" / content).unlink()
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    store.hold(content)
+    assert waited
+    other.close()
+    other.update(lambda s: changed(s, BUNDLE, "concise", {"description": "x"}))
+    store.verify(content)
+
+
+def test_a_stamp_tells_states_of_one_moment_apart(tmp_path: Path) -> None:
+    """Clocks of file systems are coarse, and states of one length."""
+    store, stamps = Store(tmp_path), set()
+    for text in ("x", "y"):
+        store.update(lambda s, text=text: changed(s, BUNDLE, "concise", {"description": text}))
+        assert store.written == store.stamp()
+        os.utime(tmp_path / "state.json", ns=(0, 0))
+        stamps.add(store.stamp())
+    assert len(stamps) == 2
+
+
+def test_all_of_a_content_is_on_disk_before_it_has_its_name_and_others_may_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def noted(handle: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{handle}")).relative_to(tmp_path).parts
+        synced.append("/".join("PARTIAL" if part.startswith(".partial-") else part for part in path))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    store = Store(tmp_path)
+    content = store.keep(control("polite", "a"))
+    partial = "contents/PARTIAL"
+    files = {f"{partial}/{name}" for name in ("preference.json", "control/adapter_config.json")}
+    files |= {f"{partial}/control/adapter_model.safetensors"}
+    assert set(synced[:3]) == files
+    assert synced[3:] == [f"{partial}/control", partial, "contents"]
+    assert stat.S_IMODE(store.folder(content).stat().st_mode) == 0o755
 
 
 @pytest.mark.parametrize("damage", ["{", '{"format_version": 2}', '{"entries": {"a": 1}}'])
