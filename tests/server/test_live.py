@@ -14,7 +14,9 @@ from meet_server.registry.live import LiveControls
 
 def test_ids_are_never_given_twice() -> None:
     live = LiveControls()
-    ids = [live.number(preference("concise"), Path("controls/concise")).id for _ in range(3)]
+    controls = [live.number(preference("concise"), Path("controls/concise")) for _ in range(3)]
+    assert all(each.path.is_absolute() for each in controls)  # it is other processes that read them
+    ids = [each.id for each in controls]
     assert len(set(ids)) == 3
     assert min(ids) >= 1 << 20  # vLLM's own adapters count from 1
 

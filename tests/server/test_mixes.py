@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +22,13 @@ class FakeEngine:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.fails = self.keeps = False
+        self.as_it_fails: Callable[[], Coroutine[Any, Any, Any]] | None = None
 
     async def load(self, mix: LoadedControl) -> None:
         await asyncio.sleep(0)
         if self.fails:
+            if self.as_it_fails is not None:
+                self.between = asyncio.create_task(self.as_it_fails())  # begins before anybody is told
             raise ValueError("no room")
         self.log.append(f"+{name(mix)}")
 
@@ -75,6 +78,7 @@ def test_fifty_at_once_load_it_once() -> None:
 
     assert len(run(go())) == 1
     assert world.engine.log == ["+0.5"]
+    assert (world.residents.num_asked, world.residents.num_loaded) == (50, 1)
 
 
 def test_the_least_recently_used_leaves_and_comes_back_under_another_id() -> None:
@@ -121,6 +125,77 @@ def test_a_failure_reaches_all_who_wait_and_the_next_tries_again() -> None:
 
     run(go())
     assert world.engine.log == ["+0.5"]
+
+
+def test_who_asks_as_it_fails_has_it_loaded_anew() -> None:
+    world = World()
+
+    async def once_more() -> int:
+        world.engine.fails = False
+        return await world.use(0.5)
+
+    async def go() -> None:
+        world.engine.fails, world.engine.as_it_fails = True, once_more
+        with pytest.raises(ValueError, match="no room"):
+            await world.use(0.5)
+        again = await world.engine.between
+        assert (world.engine.log, len(world.residents)) == (["+0.5"], 1)
+        assert await world.use(0.5) == again
+
+    run(go())
+
+
+def test_what_fails_while_its_control_is_retired_is_not_removed() -> None:
+    world = World()
+
+    async def go() -> None:
+        world.engine.fails, world.engine.as_it_fails = True, world.retired
+        await leaving(world, 0.5)
+        await asyncio.sleep(0.01)
+        await asyncio.wait_for(world.engine.between, 1)
+        assert world.engine.log == []
+
+    run(go())
+
+
+async def leaving(world: World, strength: float) -> None:
+    """A client that leaves while its mix is loaded."""
+    left = asyncio.create_task(world.use(strength))
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait([left])
+
+
+def test_a_mix_that_nobody_waits_for_leaves_once_it_is_loaded_where_it_must() -> None:
+    world = World(limit=1)
+
+    async def go() -> None:
+        await world.use(0.1)
+        await leaving(world, 0.2)
+        await asyncio.sleep(0.01)
+        assert world.engine.log == ["+0.1", "+0.2", "-0.1"]
+        await leaving(world, 0.3)
+        await asyncio.wait_for(world.retired(), 1)
+        assert set(world.engine.log[3:]) == {"-0.2", "+0.3", "-0.3"}
+        assert world.engine.log.index("+0.3") < world.engine.log.index("-0.3")
+
+    run(go())
+
+
+def test_a_control_that_is_used_again_at_once_is_in_use() -> None:
+    async def go() -> None:
+        uses = Uses()
+        uses.begin(1)
+        unused = asyncio.create_task(uses.none(1))
+        await asyncio.sleep(0)
+        uses.end(1)
+        uses.begin(1)
+        await asyncio.sleep(0.01)
+        assert not unused.done()
+        uses.end(1)
+        await asyncio.wait_for(unused, 1)
+
+    run(go())
 
 
 def test_mixes_that_fail_to_load_free_their_controls() -> None:

@@ -32,9 +32,9 @@ def archive(*entries: tuple[str | zipfile.ZipInfo, bytes], compression: int = zi
     return buffer.getvalue()
 
 
-def link(name: str) -> zipfile.ZipInfo:
+def special(name: str, kind: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
-    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    info.external_attr = (kind | 0o777) << 16
     return info
 
 
@@ -62,6 +62,14 @@ def test_there_and_back(opened: Bundle, tmp_path: Path) -> None:
     (tmp_path / "more").symlink_to("/etc/passwd")
     with pytest.raises(RequestError, match="'more' is a link"):
         files_in(tmp_path, MAX)
+    (tmp_path / "more").unlink()
+    (tmp_path / "more").mkdir()
+    with pytest.raises(RequestError, match="'more' is a link, a folder or a device"):
+        files_in(tmp_path, MAX)
+    (tmp_path / "more").rmdir()
+    (tmp_path / "adapter_model.bin").touch()
+    with pytest.raises(RequestError, match=r"holds 'adapter_model\.bin'"):
+        files_in(tmp_path, MAX)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +84,10 @@ def test_there_and_back(opened: Bundle, tmp_path: Path) -> None:
         (archive(("adapter_model.bin", b"x")), "holds 'adapter_model.bin'"),
         (archive(("adapter_model.pt", b"x")), "holds 'adapter_model.pt'"),
         (archive(("README.md?.safetensors", b"x")).replace(b"md?", b"md\x00"), "holds"),
-        (archive((link("README.md"), b"/etc/passwd")), "is a link"),
+        (archive((special("README.md", stat.S_IFLNK), b"/etc/passwd")), "is a link"),
+        (archive((special("README.md", stat.S_IFIFO), b"")), "is a link"),
+        (archive(*((f"{number}.md", b"") for number in range(64))), "holds '0.md'"),
+        (archive(*((f"{number}.md", b"") for number in range(65))), "lists more files than there may be"),
         (archive(("adapter_model.safetensors", b"0" * (2 << 20)), compression=zipfile.ZIP_DEFLATED), "are allowed"),
         (archive(("README.md", b"0" * (8 << 20)), compression=zipfile.ZIP_DEFLATED), "are allowed"),
         (archive(("adapter_model.safetensors", b"0" * (MAX - 1)), ("README.md", b"xx")), "2 bytes; 1 are allowed"),
@@ -99,6 +110,27 @@ def test_as_much_as_is_allowed_comes_in_and_no_more(tmp_path: Path) -> None:
     assert files_in(tmp_path, MAX) == files
     with pytest.raises(RequestError, match=f"'adapter_model.safetensors' has {MAX - 1} bytes; {MAX - 2} are allowed"):
         files_in(tmp_path, MAX - 1)
+
+
+def test_what_is_no_tensor_has_a_bound_of_its_own() -> None:
+    largest = 4 << 20
+    files = {"README.md": bytes(largest), "adapter_model.safetensors": bytes(2 * largest)}
+    assert unpack(pack(files), 8 * largest) == files
+    with pytest.raises(RequestError, match=f"'README.md' has {largest + 1} bytes; {largest} are allowed"):
+        unpack(pack({"README.md": bytes(largest + 1)}), 8 * largest)
+
+
+def test_one_control_is_one_archive_whenever_it_is_packed() -> None:
+    packed = pack({"README.md": b"x", "adapter_config.json": b"{}"})
+    assert packed == pack({"adapter_config.json": b"{}", "README.md": b"x"})
+    with zipfile.ZipFile(io.BytesIO(packed)) as file:
+        assert {entry.date_time for entry in file.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_a_long_name_is_not_said_whole() -> None:
+    with pytest.raises(RequestError) as caught:
+        unpack(archive(("x" * 60_000, b"")), MAX)
+    assert len(caught.value.message) < 500
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +95,25 @@ class TestDamaged:
 
         run(go())
 
+    def test_one_that_is_disabled_matters_once_it_is_enabled(
+        self, opened: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def go() -> None:
+            world = await self.damaged(opened, tmp_path, "polite", "one", "two")
+            await world.registry.change("polite", {"enabled": False})
+            await world.registry.close()
+            world = World(opened, tmp_path)
+            await world.registry.start()
+            await world.registry.change("polite", {"description": "x"})
+            assert world.registry.entry("polite")[0] == 2
+            assert caplog.text == ""
+            with pytest.raises(ServerError, match=r"preference\.json is damaged"):
+                await world.registry.change("polite", {"enabled": True})
+            await world.registry.change("polite", {"enabled": True, "revision": 1})
+            assert world.served["polite"] == digest(control(opened, "polite", "one"))
+
+        run(go())
+
     def test_the_default_is_served_by_its_own_control(self, opened: Bundle, tmp_path: Path) -> None:
         bundle = replace(opened, manifest=opened.manifest.model_copy(update={"default": "detailed"}))
 
@@ -127,11 +148,25 @@ class TestDamaged:
             weights.unlink()
             with pytest.raises(ControlRefused, match="has the digest"):
                 await world.registry.change("concise", {"enabled": True})
+            weights.symlink_to(opened.control_path("concise") / weights.name)
+            with pytest.raises(ControlRefused, match="this is a link"):
+                await world.registry.change("concise", {"enabled": True})
             shutil.rmtree(folder)
             with pytest.raises(ServerError, match=r"adapter_model\.safetensors is no safetensors file"):
                 await world.registry.add(control(opened, "formal", "new"))
 
         run(go())
+
+    def test_what_a_disk_does_not_read_is_refused(
+        self, opened: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def unreadable(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        world = World(opened, tmp_path)
+        monkeypatch.setattr(hashlib, "file_digest", unreadable)
+        with pytest.raises(ControlRefused, match="controls/concise cannot be read: Input/output error"):
+            run(world.registry.start())
 
 
 class TestMeanwhile:
