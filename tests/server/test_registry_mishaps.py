@@ -204,7 +204,7 @@ class TestMeanwhile:
 
     def test_what_was_loaded_before_the_engine_died_is_let_go_of(self, opened: Bundle, tmp_path: Path) -> None:
         world, other = World(opened, tmp_path), Store(tmp_path)
-        last = control(opened, "formal", "one")
+        last = control(opened, "formal", "last")
 
         async def go() -> None:
             await world.registry.start()
@@ -284,6 +284,26 @@ class TestMeanwhile:
             world.engine.refuses = {digest(one)}
             await world.registry.update("polite", two)
             assert world.served["polite"] == digest(two)
+
+        run(go())
+
+    def test_what_was_served_stands_in_for_what_is_refused_though_it_is_not_the_newest(
+        self, opened: Bundle, tmp_path: Path
+    ) -> None:
+        world, other = World(opened, tmp_path), Store(tmp_path)
+        one, two, three = (control(opened, "polite", text) for text in ("one", "two", "three"))
+
+        async def go() -> None:
+            await world.registry.start()
+            await world.registry.add(one)
+            await world.registry.update("polite", two)
+            await world.registry.change("polite", {"revision": 1})
+            world.engine.refuses = {digest(three)}
+            content = other.keep(three)
+            other.update(lambda state: updated(state, opened.manifest, "polite", content))
+            await world.registry.change("concise", {"description": "x"})
+            assert world.served["polite"] == digest(one)
+            assert world.registry.entry("polite")[0] == 1
 
         run(go())
 
