@@ -172,10 +172,10 @@ class Registry:
 
         Where that cannot be, lets go of what is ready.
         """
-        served, ready = state, dict(ready)
+        ready = dict(ready)
         try:
-            for take_up in (self._take_up_readable, self._take_up_missing):
-                served = await take_up(served, ready)
+            readable = await self._take_up_readable(state, ready)
+            served = await self._take_up_missing(readable, ready)
             manifest = self._effective(served)
         except BaseException:
             self._loading.let_go(ready.values())
@@ -186,14 +186,14 @@ class Registry:
     async def _take_up_readable(self, state: State, ready: dict[str, LoadedControl]) -> State:
         """The state with something else in place of what is damaged, whose controls are added to what is ready."""
         found = damaged(state, self._record)
-        wanted = {name: state.entry(name) for name in found}
+        readable = state
         for name in found:
-            state = without(state, name)
+            readable = without(readable, name)
         # The default first: without it no state hangs together.
         for name in sorted(found, key=lambda name: name != self._bundle.manifest.default):
             _LOGGER.error("%s of the registry is not served as it should be: %s", name, found[name])
-            state = await self._instead(state.as_if(name, wanted[name]), name, ready)
-        return state
+            readable = await self._instead(readable.as_if(name, state.entry(name)), name, ready)
+        return readable
 
     async def _take_up_missing(self, state: State, ready: dict[str, LoadedControl]) -> State:
         """The state but for what is refused. The controls that it needs are added to what is ready."""
